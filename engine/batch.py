@@ -1,0 +1,88 @@
+"""`ScheduleBatch`: the host's plan for one step, in plain numpy.
+
+A step has a flat token axis: T tokens of S rows, decode rows first (one token each), then prefill
+chunks. Of these T positions, L want logits; each of the L yields one sampled token. Backends turn a
+ScheduleBatch into their ForwardBatch: on the device, padded to a bucket.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .request import Request
+
+I32 = NDArray[np.int32]
+U32 = NDArray[np.uint32]
+F32 = NDArray[np.float32]
+
+
+class SamplingVariant(IntEnum):
+    """Which sampler a step needs; each includes the ones before, so mixed rows take the highest."""
+
+    GREEDY = 0  # argmax
+    SAMPLE = 1  # temperature, top-k, top-p, min-p
+    FULL = 2  # penalties, logit bias, minimum length, logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingArrays:
+    """How the L wanted positions are sampled. `bias_*` are empty unless the variant is FULL."""
+
+    slots: I32  # [L] token slot that receives the sampled token
+    temperature: F32  # [L] 0 is greedy
+    top_k: I32  # [L] 0 keeps the whole vocabulary
+    top_p: F32  # [L] 1 is off
+    min_p: F32  # [L] 0 is off
+    seeds: U32  # [L] the request's seed
+    # position of the token being sampled; (seed, index) alone decides the randomness of a row
+    indices: I32  # [L]
+    frequency_penalty: F32  # [L]
+    presence_penalty: F32  # [L]
+    repetition_penalty: F32  # [L]
+    prompt_lens: I32  # [L] tokens before this count for repetition only
+    bias_rows: I32  # [B] index into L
+    bias_ids: I32  # [B]
+    bias_values: F32  # [B] -inf forbids the token (minimum length)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleBatch:
+    """One step's work. Immutable once scheduled; arrays must not be written by anyone after.
+
+    `token_ids` holds ids, or `-(slot + 1)` for the token that the step before this one sampled into
+    `slot` and that the host has not seen. `kv_slots` are flat pool positions, `page * page_size +
+    offset`. `page_indices[page_offsets[s]:page_offsets[s + 1]]` are the pages of row s, in order,
+    covering `kv_lens[s]` tokens, which include the tokens of this step.
+    """
+
+    step: int
+    rows: tuple[Request, ...]  # S
+    sampled: tuple[Request, ...]  # L: the request that each wanted position samples for
+    variant: SamplingVariant
+    num_decode_rows: int  # the first rows, of one token each
+    token_ids: I32  # [T]
+    positions: I32  # [T]
+    kv_slots: I32  # [T]
+    cu_q_lens: I32  # [S + 1]
+    kv_lens: I32  # [S]
+    page_indices: I32  # [P]
+    page_offsets: I32  # [S + 1]
+    logits_positions: I32  # [L] into the flat token axis
+    logits_rows: I32  # [L] into the rows
+    sampling: SamplingArrays
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """What a step sampled, in the order of `ScheduleBatch.sampled`. Logprobs only for FULL."""
+
+    token_ids: I32  # [L]
+    logprobs: F32 | None = None  # [L]
+    top_ids: I32 | None = None  # [L, MAX_TOP_LOGPROBS]
+    top_logprobs: F32 | None = None  # [L, MAX_TOP_LOGPROBS]

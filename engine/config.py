@@ -1,0 +1,124 @@
+"""Every option of the engine: one frozen dataclass; the command line is generated from it.
+
+`None` or "auto" means that the engine chooses; each such choice is made in one place
+(`backends/resolve.py`) and recorded as a `Choice`, which start-up prints.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from .errors import ConfigError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+class Choice(NamedTuple):
+    """One automatic decision and why it was made: "page_size=16 because ..."."""
+
+    name: str
+    value: object
+    reason: str
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Options of the engine, by SGLang's flag names where the meaning is the same.
+
+    Raises ConfigError, naming the option, for a value that cannot be honoured.
+    """
+
+    model_path: str = _option(
+        DEFAULT_MODEL, "Hugging Face repo id, local folder, .gguf file, or an embedded model's name"
+    )
+    tokenizer_path: str | None = _option(None, "folder or repo id of the tokenizer; default: the model's own")
+    served_model_name: str | None = _option(None, "name that the API shows; default: the model path")
+    revision: str | None = _option(None, "branch, tag or commit of the Hugging Face repo")
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = _option(
+        "auto", "where weights come from; dummy draws random ones from config.json alone"
+    )
+    skip_tokenizer_init: bool = _option(False, "take and return token ids only; load no tokenizer")
+    chat_template: str | None = _option(None, "file with a Jinja chat template; default: the model's own")
+    sampling_defaults: Literal["model", "openai"] = _option(
+        "model", "defaults of unset sampling parameters: the model's generation_config.json, or OpenAI's"
+    )
+    backend: Literal["auto", "jax", "fake"] = _option("auto", "what runs the model")
+    dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "dtype of weights and activations")
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "dtype of the KV pool")
+    context_length: int | None = _option(None, "longest prompt plus output, in tokens; default: the model's")
+    mem_fraction_static: float | None = _option(
+        None, "share of the free memory that weights and KV pool may take together"
+    )
+    max_total_tokens: int | None = _option(None, "tokens in the KV pool; default: as memory allows")
+    max_running_requests: int | None = _option(None, "rows in one step")
+    max_queued_requests: int = _option(4096, "requests that may wait; more are refused with 429")
+    chunked_prefill_size: int | None = _option(None, "token budget of a step: decode rows and prefill chunks")
+    page_size: int | None = _option(None, "tokens in a page of the KV pool")
+    schedule_policy: Literal["fcfs", "lpm", "dfs-weight", "priority", "random"] = _option(
+        "fcfs", "order in which waiting requests are admitted"
+    )
+    radix_eviction_policy: Literal["lru", "lfu"] = _option("lru", "which cached prefix goes first")
+    disable_radix_cache: bool = _option(False, "share no prefixes between requests")
+    disable_overlap_schedule: bool = _option(False, "wait for each step before scheduling the next")
+    tp_size: int = _option(1, "tensor parallel devices")
+    dp_size: int = _option(1, "data parallel groups")
+    random_seed: int | None = _option(None, "seed for requests that bring none; default: a new one each start")
+    compilation_cache_dir: str | None = _option(
+        None, "folder of the persistent compilation cache; default: ~/.cache/radixmesh/compiled"
+    )
+    disable_compilation_cache: bool = _option(False, "compile afresh at every start")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            _check_type(option.name, getattr(self, option.name), option.type)
+        for name in (
+            "context_length", "max_total_tokens", "max_running_requests", "max_queued_requests",
+            "chunked_prefill_size", "page_size", "tp_size", "dp_size",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; accepted is an integer of at least 1")
+        if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
+            raise ConfigError(
+                f"mem_fraction_static is {self.mem_fraction_static}; accepted is a number between 0 and 1"
+            )
+        for name in ("tp_size", "dp_size"):
+            if getattr(self, name) != 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; this version serves on one device, accepted is 1"
+                )
+
+    @classmethod
+    def from_options(cls, **options: Any) -> "EngineConfig":
+        """Make a config from keyword options; an unknown name raises ConfigError with near names."""
+        known = [option.name for option in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                import difflib
+
+                near = difflib.get_close_matches(name, known, n=3) or known
+                raise ConfigError(f"{name} is not an option of the engine; near are {', '.join(near)}")
+        return cls(**options)
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raise ConfigError unless `value` fits: int, float, bool, str, a Literal, or such or None."""
+    allowed = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for kind in allowed:
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return
+            names = ", ".join(str(each) for each in typing.get_args(kind))
+            raise ConfigError(f"{name} is {value!r}; accepted are {names}")
+        if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return
+    names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in allowed)
+    raise ConfigError(f"{name} is {value!r}; accepted is {names}")

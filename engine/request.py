@@ -1,0 +1,201 @@
+"""What a user asked for (`SamplingParams`, `Request`) and what has come back so far."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RequestError
+
+MAX_LOGIT_BIAS = 300  # entries per request, as OpenAI allows
+MAX_STOP_TOKEN_IDS = 16  # with the bias entries, these bound the sampler's scatter (see batch.py)
+MAX_TOP_LOGPROBS = 20
+MAX_N = 128
+
+
+class RequestStatus(IntEnum):
+    """Where a request stands. Preemption returns a running request to WAITING."""
+
+    WAITING = 0
+    RUNNING = 1
+    FINISHED = 2
+
+
+class FinishReason(str, Enum):
+    """Why a request ended, in OpenAI's words where OpenAI has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request's tokens are chosen and when it ends. Field names are SGLang's.
+
+    `temperature` 0 is greedy. `top_k` -1 keeps the whole vocabulary. `logprobs` None returns none,
+    0 the chosen token's, k also the k likeliest; they are of the model's own distribution, before
+    temperature and penalties. `max_new_tokens` None runs to the end of the context.
+    `sampling_seed` fixes the text for a prompt whatever else is in the batch.
+
+    Raises RequestError, naming the field, for a value that cannot be honoured.
+    """
+
+    max_new_tokens: int | None = 128
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    sampling_seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    n: int = 1
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        if self.max_new_tokens is not None:
+            _check_int("max_new_tokens", self.max_new_tokens, 1, None)
+        _check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        _check_float("temperature", self.temperature, 0.0, 100.0)
+        if self.top_k != -1:
+            _check_int("top_k", self.top_k, 1, None, hint="-1 (off) or at least 1")
+        _check_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 2.0, open_low=True)
+        _check_int("n", self.n, 1, MAX_N)
+        if self.sampling_seed is not None:
+            _check_int("sampling_seed", self.sampling_seed, -(2**63), 2**64 - 1)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise RequestError(
+                f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are accepted",
+                "logit_bias",
+            )
+        for token, bias in self.logit_bias.items():
+            _check_int("logit_bias", token, 0, None, hint="token ids as keys")
+            _check_float("logit_bias", bias, -100.0, 100.0)
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise RequestError(
+                f"stop_token_ids has {len(self.stop_token_ids)} entries; at most {MAX_STOP_TOKEN_IDS}"
+                " are accepted",
+                "stop_token_ids",
+            )
+        for token in self.stop_token_ids:
+            _check_int("stop_token_ids", token, 0, None, hint="token ids")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise RequestError(f"stop has the entry {text!r}; only non-empty strings are accepted", "stop")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def reshapes_logits(self) -> bool:
+        """Whether logits change before the choice: penalties, biases or a minimum length."""
+        return bool(
+            self.frequency_penalty
+            or self.presence_penalty
+            or self.repetition_penalty != 1.0
+            or self.logit_bias
+            or self.min_new_tokens
+        )
+
+
+def _check_int(name: str, value: object, low: int | None, high: int | None, hint: str | None = None) -> None:
+    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if good and (low is None or value >= low) and (high is None or value <= high):  # type: ignore[operator]
+        return
+    if hint is None:
+        bounds = [f"at least {low}"] if low is not None else []
+        bounds += [f"at most {high}"] if high is not None else []
+        hint = "an integer of " + " and ".join(bounds)
+    raise RequestError(f"{name} is {value!r}; accepted is {hint}", name)
+
+
+def _check_float(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
+    good = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    if good and math.isfinite(value) and low <= value <= high and not (open_low and value == low):  # type: ignore[arg-type, operator]
+        return
+    lowest = f"above {low:g}" if open_low else f"from {low:g}"
+    raise RequestError(f"{name} is {value!r}; accepted is a number {lowest} to {high:g}", name)
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenLogprobs:
+    """The chosen token's log probability and the likeliest alternatives, best first."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence on its way through the engine.
+
+    The caller fills the first group; the scheduler alone writes the second. Token counts:
+
+        |------------- prompt -------------|---- output ----|~ in flight ~|
+        |-- cached --|                     num_prompt_tokens             num_tokens
+        |------------ num_computed_tokens (scheduled to have KV) ----|
+
+    `pages[i]` holds the KV of tokens `[i * page_size, (i + 1) * page_size)`. The first
+    `num_tree_pages` belong to the radix tree, locked through `node`; the rest are the request's own.
+    """
+
+    id: str
+    prompt_ids: NDArray[np.int32]
+    params: SamplingParams
+    seed: int = 0  # uint32; from params.sampling_seed, or drawn when the request is made
+    eos_token_ids: frozenset[int] = frozenset()
+    priority: int = 0  # higher runs first under the priority policy
+    extra_key: str = ""  # separates prefixes that must not be shared: adapter, cache salt
+    parent_id: str | None = None  # set when n > 1 made several requests of one
+    arrival_time: float = 0.0  # time.monotonic()
+
+    status: RequestStatus = RequestStatus.WAITING
+    finish_reason: FinishReason | None = None
+    matched_stop: int | str | None = None
+    output_ids: list[int] = field(default_factory=list)
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    num_tree_pages: int = 0
+    node: object | None = None
+    num_computed_tokens: int = 0
+    num_in_flight: int = 0  # tokens sampled on the device and not yet seen by the host
+    num_cached_tokens: int = 0  # prefix found in the cache when first admitted
+    num_preemptions: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens, those in flight counted."""
+        return len(self.prompt_ids) + len(self.output_ids) + self.num_in_flight
+
+    @property
+    def finished(self) -> bool:
+        return self.status == RequestStatus.FINISHED

@@ -1,0 +1,76 @@
+"""The narrow waist between engine and device: what a backend must offer, and nothing more."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .batch import ScheduleBatch, StepTokens
+from .config import Choice, EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the host must know of a model: cheap to find, before any weight is read."""
+
+    name: str  # what /v1/models calls it
+    path: str  # where the files are: a folder, or a .gguf file
+    vocab_size: int
+    context_length: int  # tokens, prompt and output together
+    eos_token_ids: frozenset[int]
+    default_sampling: dict[str, float | int] = field(default_factory=dict)  # of generation_config.json
+    choices: tuple[Choice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerCapacity:
+    """Hard limits of a runner; the scheduler never plans a step beyond them."""
+
+    num_pages: int  # usable pages, numbered from 0
+    page_size: int  # tokens
+    max_running_requests: int  # rows in a step, and token slots
+    max_step_tokens: int  # T
+    max_page_indices: int  # P: page table entries of all rows together; at least num_pages
+
+
+class PendingTokens(Protocol):
+    """A step that the device may still be working on."""
+
+    def result(self) -> StepTokens:
+        """Block until the step is done, then return its tokens."""
+        ...
+
+
+class ModelRunner(Protocol):
+    """Runs planned steps on a device. Calls come from one thread, in order.
+
+    Steps take effect in the order of `forward` calls: a page written by one step can be read by the
+    next, and a token slot filled by one step can be referred to by the next.
+    """
+
+    @property
+    def capacity(self) -> RunnerCapacity: ...
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Automatic choices that the runner made, for the start-up report."""
+        ...
+
+    def warmup(self) -> None:
+        """Compile everything that `forward` can need. Shows progress on stderr."""
+        ...
+
+    def forward(self, batch: ScheduleBatch) -> PendingTokens:
+        """Launch a step and return without waiting for it."""
+        ...
+
+    def close(self) -> None:
+        """Release the device. The runner is not used after."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How an engine gets its model and its device. Picklable: both are module-level functions."""
+
+    describe: Callable[[EngineConfig], ModelInfo]
+    create_runner: Callable[[EngineConfig, ModelInfo], ModelRunner]
