@@ -1,0 +1,38 @@
+"""The `radixmesh` command, also `python -m radixmesh`: the one place that joins engine and backends."""
+
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .engine.cli.joints import Joints, Machine
+from .engine.cli.main import main as run_command
+from .engine.config import EngineConfig
+from .engine.runner import Backend
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's own, and return the exit status."""
+    joints = Joints(version=__version__, find_backend=find_backend, survey=survey)
+    return run_command(sys.argv[1:] if argv is None else argv, joints)
+
+
+def find_backend(config: EngineConfig) -> Backend:
+    """The backend that `config` asks for; no framework is imported before it is needed."""
+    if config.backend == "fake":
+        from .backends.fake.backend import FAKE_BACKEND
+
+        return FAKE_BACKEND
+    from .backends.registry import BACKEND
+
+    return BACKEND
+
+
+def survey(config: EngineConfig) -> Machine:
+    """What this machine has and what would serve `config`, for `radixmesh doctor`."""
+    from .backends.survey import survey as survey_machine
+
+    return survey_machine(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
