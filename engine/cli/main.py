@@ -1,6 +1,7 @@
 """The command line: `radixmesh COMMAND ...`. A command's module is imported only when it is called.
 
-Each command is a module with `add_arguments(parser)` and `run(arguments, joints) -> int`.
+Each command is a module with `add_arguments(parser)` and `run(arguments, joints) -> int`; its docstring
+is what --help says of it.
 """
 
 import argparse

@@ -98,13 +98,10 @@ async def fetch_json(method: str, url: str, body: object = None, api_key: str | 
 
 
 async def stream_events(url: str, body: object, api_key: str | None = None) -> AsyncIterator[Any]:
-    """The objects of a stream of server-sent events, up to `[DONE]` or its end. Raises HttpError."""
+    """The objects of a stream of server-sent events, up to its end. Raises HttpError."""
     async with request("POST", url, body, api_key) as answer:
         async for line in answer.lines():
-            if line.startswith(b"data:"):
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    return
+            if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
                 yield json.loads(data)
 
 
