@@ -1,0 +1,76 @@
+"""Where a model's files are: `EngineConfig.model_path` becomes a folder or a .gguf file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...engine.config import EngineConfig
+from ...engine.errors import ConfigError, ModelError
+from .embedded import EMBEDDED, fetch_embedded
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on this machine. `path` is a folder with config.json ("hf") or a .gguf file ("gguf")."""
+
+    path: str
+    kind: Literal["hf", "gguf"]
+    name: str  # what the API calls it
+
+
+def find_model(config: EngineConfig) -> ModelSource:
+    """Find the model, downloading an embedded one or a Hugging Face repo if it is not cached.
+
+    Raises ModelError when nothing is found, ConfigError when `load_format` does not fit what is.
+    """
+    name = config.served_model_name or config.model_path
+    source = _find(config, name)
+    wanted = {"safetensors": "hf", "gguf": "gguf"}.get(config.load_format, source.kind)
+    if wanted != source.kind:
+        found = "a .gguf file" if source.kind == "gguf" else "a folder with config.json"
+        raise ConfigError(f"load_format is {config.load_format!r}, but {config.model_path} is {found}")
+    return source
+
+
+def _find(config: EngineConfig, name: str) -> ModelSource:
+    path = Path(config.model_path).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource(str(path), "gguf", name)
+    if (path / "config.json").is_file():
+        return ModelSource(str(path), "hf", name)
+    if path.is_dir() and len(files := sorted(path.glob("*.gguf"))) == 1:
+        return ModelSource(str(files[0]), "gguf", name)
+    if config.model_path in EMBEDDED:
+        return ModelSource(str(fetch_embedded(config.model_path)), "gguf", name)
+    if not path.exists() and _looks_like_repo(config.model_path):
+        return ModelSource(_download(config), "hf", name)
+    raise ModelError(f"model_path is {config.model_path!r}, where no model was found; {_accepted()}")
+
+
+def _accepted() -> str:
+    names = ", ".join(EMBEDDED)
+    return (
+        "accepted are a folder with config.json and *.safetensors, a .gguf file, a Hugging Face repo id"
+        f" (owner/name), or an embedded model ({names})"
+    )
+
+
+def _looks_like_repo(text: str) -> bool:
+    parts = text.split("/")
+    return len(parts) == 2 and all(parts) and not text.startswith((".", "~")) and not text.endswith(".gguf")
+
+
+def _download(config: EngineConfig) -> str:
+    from huggingface_hub import snapshot_download
+
+    patterns = [each for each in _HUB_FILES if config.load_format != "dummy" or each != "*.safetensors"]
+    try:
+        return snapshot_download(config.model_path, revision=config.revision, allow_patterns=patterns)
+    except Exception as error:  # hub, network and file errors share no base class
+        raise ModelError(
+            f"model_path is {config.model_path!r}, which is not on this machine and could not be had from"
+            f" Hugging Face ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''});"
+            f" {_accepted()}"
+        ) from error
