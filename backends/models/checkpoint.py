@@ -26,9 +26,12 @@ _TEXT_PREFIXES = {
 
 
 class Checkpoint(Protocol):
-    """Named tensors. `kind` says whose names they are."""
+    """Named tensors."""
 
-    kind: Literal["hf", "gguf"]
+    @property
+    def kind(self) -> Literal["hf", "gguf"]:
+        """Whose names and layouts they have."""
+        ...
 
     def names(self) -> set[str]:
         """Every tensor's name."""
@@ -80,6 +83,8 @@ def _files(folder: Path) -> list[Path]:
     if (folder / _INDEX).exists():
         names = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
         return [folder / name for name in names]
+    if (folder / "model.safetensors").exists():  # others beside it are other formats of the same
+        return [folder / "model.safetensors"]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder} holds no *.safetensors files; load_format=dummy needs none")

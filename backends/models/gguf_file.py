@@ -3,7 +3,7 @@
 What a file leaves out is what llama.cpp assumes for that architecture.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
@@ -135,7 +135,7 @@ def gguf_dtype(header: GgufHeader) -> str:
 class GgufCheckpoint:
     """Tensors of a GGUF file by name, dequantized to float32 when read."""
 
-    kind = "gguf"
+    kind: Literal["gguf"] = "gguf"
 
     def __init__(self, path: str) -> None:
         self._header = read_gguf_header(path)

@@ -24,7 +24,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class HfConfig:
-    """One config.json. `text` is its `text_config` where it has one, else the whole."""
+    """One config.json: the whole, and `text`, its `text_config` where it has one."""
 
     path: str
     architectures: list[str]
@@ -207,7 +207,7 @@ def read_generation_defaults(folder: str | Path) -> tuple[set[int], dict[str, fl
     ids: set[int] = set()
     for source in (generation, config, text):
         value = source.get("eos_token_id")
-        ids |= set(value) if isinstance(value, list) else {value} - {None}
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
     sampling = {name: generation[name] for name in _SAMPLING_FIELDS if generation.get(name) is not None}
     if sampling.get("top_k") == 0:
         sampling["top_k"] = -1  # both mean: keep the whole vocabulary

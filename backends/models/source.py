@@ -9,6 +9,7 @@ from ...engine.errors import ConfigError, ModelError
 from .embedded import EMBEDDED, fetch_embedded
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+_HUB_DUPLICATES = ["original/*", "consolidated*"]  # the same weights in other layouts
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,17 @@ def _looks_like_repo(text: str) -> bool:
 def _download(config: EngineConfig) -> str:
     from huggingface_hub import snapshot_download
 
-    patterns = [each for each in _HUB_FILES if config.load_format != "dummy" or each != "*.safetensors"]
+    dummy = config.load_format == "dummy"
     try:
-        return snapshot_download(config.model_path, revision=config.revision, allow_patterns=patterns)
+        return snapshot_download(
+            config.model_path,
+            revision=config.revision,
+            allow_patterns=[each for each in _HUB_FILES if not dummy or each != "*.safetensors"],
+            ignore_patterns=_HUB_DUPLICATES,
+        )
     except Exception as error:  # hub, network and file errors share no base class
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model_path is {config.model_path!r}, which is not on this machine and could not be had from"
-            f" Hugging Face ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''});"
-            f" {_accepted()}"
+            f" Hugging Face ({cause}); {_accepted()}"
         ) from error
