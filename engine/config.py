@@ -68,7 +68,9 @@ class EngineConfig:
     disable_overlap_schedule: bool = _option(False, "wait for each step before scheduling the next")
     tp_size: int = _option(1, "tensor parallel devices")
     dp_size: int = _option(1, "data parallel groups")
-    random_seed: int | None = _option(None, "seed for requests that bring none; default: a new one each start")
+    random_seed: int | None = _option(
+        None, "seed for requests that bring none; default: a new one each start"
+    )
     compilation_cache_dir: str | None = _option(
         None, "folder of the persistent compilation cache; default: ~/.cache/radixmesh/compiled"
     )

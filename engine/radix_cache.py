@@ -41,7 +41,7 @@ class RadixNode:
         self.children: dict[bytes, RadixNode] = {}
         self.lock_count = 0
         self.last_used = 0
-        self.hits = 0  # how often a request locked it
+        self.hits = 0  # how many requests found it here
         self.queued = False  # has an entry in the eviction heap
 
 
@@ -101,14 +101,14 @@ class RadixCache:
         node, _, length = self._walk(tokens, extra_key)
         return node, length
 
-    def lock(self, node: RadixNode) -> None:
-        """Keep the prefix that ends at `node` from eviction. Counts a hit."""
+    def lock(self, node: RadixNode, *, hit: bool = False) -> None:
+        """Keep the prefix that ends at `node` from eviction. `hit`: a request found it, which LFU counts."""
         each: RadixNode | None = node
         while each is not None:
             if not each.lock_count:
                 self.evictable_pages -= len(each.pages)
             each.lock_count += 1
-            each.hits += 1
+            each.hits += hit
             each = each.parent
 
     def unlock(self, node: RadixNode) -> None:

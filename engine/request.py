@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import IntEnum, StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RequestError
+from .radix_cache import RadixNode
 
 MAX_LOGIT_BIAS = 300  # entries per request, as OpenAI allows
 MAX_STOP_TOKEN_IDS = 16  # with the bias entries, these bound the sampler's scatter (see batch.py)
@@ -24,7 +25,7 @@ class RequestStatus(IntEnum):
     FINISHED = 2
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a request ended, in OpenAI's words where OpenAI has one."""
 
     STOP = "stop"
@@ -103,7 +104,9 @@ class SamplingParams:
             _check_int("stop_token_ids", token, 0, None, hint="token ids")
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                raise RequestError(f"stop has the entry {text!r}; only non-empty strings are accepted", "stop")
+                raise RequestError(
+                    f"stop has the entry {text!r}; only non-empty strings are accepted", "stop"
+                )
 
     @property
     def greedy(self) -> bool:
@@ -181,11 +184,15 @@ class Request:
     slot: int = -1
     pages: list[int] = field(default_factory=list)
     num_tree_pages: int = 0
-    node: object | None = None
+    node: RadixNode | None = None
     num_computed_tokens: int = 0
     num_in_flight: int = 0  # tokens sampled on the device and not yet seen by the host
     num_cached_tokens: int = 0  # prefix found in the cache when first admitted
     num_preemptions: int = 0
+    turn: int = -1  # place in order of arrival; -1 until it is queued
+    token_limit: int = 0  # prompt and output tokens that it may reach
+    stop_set: frozenset[int] = frozenset()  # eos_token_ids, unless ignored, and params.stop_token_ids
+    page_ids: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))  # `pages` as an array
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -195,6 +202,13 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and output tokens, those in flight counted."""
         return len(self.prompt_ids) + len(self.output_ids) + self.num_in_flight
+
+    def known_tokens(self, start: int = 0, end: int | None = None) -> NDArray[np.int32]:
+        """Prompt and output tokens `[start, end)`, those in flight not among them."""
+        num_prompt = len(self.prompt_ids)
+        if not self.output_ids or (end is not None and end <= num_prompt):
+            return self.prompt_ids[start:end]
+        return np.concatenate((self.prompt_ids, np.array(self.output_ids, np.int32)))[start:end]
 
     @property
     def finished(self) -> bool:

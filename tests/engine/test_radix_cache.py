@@ -1,4 +1,4 @@
-"""The radix cache against a brute-force model: a record per cached page, every question answered by a scan."""
+"""The radix cache against a brute-force model: a record per cached page, every answer found by a scan."""
 
 import random
 from dataclasses import dataclass
@@ -60,10 +60,10 @@ class Model:
             keys.append(key)
         return self.use(keys), duplicates
 
-    def lock(self, keys, by):
+    def lock(self, keys, by, hit=False):
         for key in keys:
             self.records[key].locks += by
-            self.records[key].hits += by > 0
+            self.records[key].hits += hit
 
     def evict(self, count):
         freed = []
@@ -96,11 +96,11 @@ class Pair:
         assert match.num_unlocked_pages == sum(not self.model.records[key].locks for key in keys)
         assert before == (self.cache.cached_pages, self.cache.evictable_pages)
         if lock:
-            self._lock(match.node, keys)
+            self._lock(match.node, keys, hit=True)
 
-    def _lock(self, node, keys):
-        self.cache.lock(node)
-        self.model.lock(keys, 1)
+    def _lock(self, node, keys, hit):
+        self.cache.lock(node, hit=hit)
+        self.model.lock(keys, 1, hit)
         self.locked.append((node, keys))
 
     def insert(self, tokens, extra, lock):
@@ -115,7 +115,7 @@ class Pair:
         insertion = self.cache.insert(array(tokens), pages, extra)
         assert (insertion.pages, insertion.duplicates) == self.model.insert(tokens, pages, extra)
         if lock:
-            self._lock(insertion.node, self.model.path(tokens, extra))
+            self._lock(insertion.node, self.model.path(tokens, extra), hit=False)
 
     def unlock(self, which):
         if self.locked:
@@ -207,13 +207,13 @@ def test_least_recently_used_goes_first_and_only_as_much_as_needed():
     assert cache.cached_pages == cache.evictable_pages == 0
 
 
-def test_lfu_keeps_what_was_locked_most_often():
+def test_lfu_keeps_what_was_found_most_often():
     cache = RadixCache(PAGE, eviction_policy="lfu")
     for first in (1, 2):
         cache.insert(array([first, first]), [first])
     for _ in range(2):
         node = cache.match_prefix(array([1, 1])).node
-        cache.lock(node)
+        cache.lock(node, hit=True)
         cache.unlock(node)
     cache.match_prefix(array([2, 2]))  # more recent, yet used less often
     assert cache.evict(1) == [2]

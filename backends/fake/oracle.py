@@ -1,0 +1,35 @@
+"""What the fake runner must answer, computed from token lists alone: no pages, no batches, no numpy."""
+
+from collections.abc import Collection, Sequence
+
+
+def expected_tokens(
+    prompt: Sequence[int],
+    count: int,
+    vocab_size: int,
+    *,
+    seed: int | None = None,
+    eos_token_id: int = 0,
+    eos_every: int = 0,
+    stop: Collection[int] = (),
+    min_new_tokens: int = 0,
+) -> list[int]:
+    """Up to `count` tokens after `prompt`; the first of `stop` ends them. `seed` None is greedy."""
+    tokens = [int(token) for token in prompt]
+    weighted = sum((token + 1) * place for place, token in enumerate(tokens, 1))
+    output: list[int] = []
+    while len(output) < count:
+        value = weighted + 31 * tokens[-1] + 7 * (len(tokens) - 1)
+        if seed is not None:
+            value += 7919 * seed + 104729 * len(tokens)
+        token = value % vocab_size
+        if eos_every and value // vocab_size % eos_every == 0:
+            token = eos_token_id
+        while token in stop and len(output) < min_new_tokens:
+            token = (token + 1) % vocab_size
+        output.append(token)
+        tokens.append(token)
+        weighted += (token + 1) * len(tokens)
+        if token in stop:
+            break
+    return output

@@ -1,0 +1,216 @@
+"""`FakeRunner`: a runner whose tokens can be computed by hand.
+
+Its "KV" is the token id itself, stored where `kv_slots` says. The next token is a hash of what the page table
+leads to, so any wrong page, offset, position, slot or stale entry gives a wrong token. With tokens t_0 .. t_k
+of a row up to the wanted position k:
+
+    h = sum((t_i + 1) * (i + 1)) + 31 * t_k + 7 * k       (+ 7919 * seed + 104729 * (k + 1) unless greedy)
+
+    token = eos_token_id                 if eos_every and h // vocab_size % eos_every == 0
+            h % vocab_size               otherwise
+            the next id upwards, while the id has a bias of -100 or less
+
+`oracle.py` computes the same from lists. Penalties and other biases are checked by real runners only.
+
+The fake also holds the scheduler to the protocol: limits, unique KV slots, no read of a page that
+another row writes in the same step. A breach raises ProtocolError from `forward`.
+"""
+
+import time
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
+from ...engine.config import Choice, EngineConfig
+from ...engine.request import MAX_TOP_LOGPROBS
+from ...engine.runner import ModelInfo, RunnerCapacity
+
+STALE = -(10**6)  # what a page holds before anything was written to it
+
+I64 = NDArray[np.int64]
+
+
+class ProtocolError(AssertionError):
+    """The scheduler planned a step that no runner has to accept."""
+
+
+class FakeRunner:
+    """Evaluates steps lazily, in order, when a result is asked for: before that no host can know a token.
+
+    `step_time` seconds are how long the pretended device takes for a step.
+    """
+
+    def __init__(
+        self,
+        capacity: RunnerCapacity,
+        vocab_size: int,
+        *,
+        eos_token_id: int = 0,
+        eos_every: int = 0,
+        step_time: float = 0.0,
+    ) -> None:
+        self._capacity = capacity
+        self._vocab_size = vocab_size
+        self._eos_token_id, self._eos_every = eos_token_id, eos_every
+        self._step_time = step_time
+        self._device_free_at = 0.0
+        self._kv = np.full((capacity.num_pages, capacity.page_size), STALE, np.int64)
+        self._slots = np.full(capacity.max_running_requests, STALE, np.int64)
+        self._queue: deque[FakePending] = deque()
+        self.num_evaluated = 0  # steps whose tokens exist
+
+    @property
+    def capacity(self) -> RunnerCapacity:
+        return self._capacity
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return ()
+
+    def warmup(self) -> None:
+        """Nothing to compile."""
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def forward(self, batch: ScheduleBatch) -> "FakePending":
+        """Launch a step. Raises ProtocolError if it breaks the rules of `ScheduleBatch`."""
+        check_batch(batch, self._capacity)
+        self._device_free_at = max(self._device_free_at, time.monotonic()) + self._step_time
+        pending = FakePending(self, batch, self._device_free_at)
+        self._queue.append(pending)
+        return pending
+
+    def evaluate_until(self, pending: "FakePending") -> None:
+        """Compute queued steps in order, up to and with `pending`."""
+        while pending.tokens is None:
+            step = self._queue.popleft()
+            step.tokens = self._evaluate(step.batch)
+            self.num_evaluated += 1
+
+    def _evaluate(self, batch: ScheduleBatch) -> StepTokens:
+        inputs = batch.token_ids.astype(np.int64)
+        referred = inputs < 0
+        inputs[referred] = self._slots[-1 - inputs[referred]]
+        self._kv.reshape(-1)[batch.kv_slots] = inputs
+        last = inputs[batch.logits_positions]
+        wanted = batch.positions[batch.logits_positions].astype(np.int64)
+        hashes = self._sums(batch, wanted) + 31 * last + 7 * wanted
+        greedy = batch.sampling.temperature == 0
+        salt = 7919 * batch.sampling.seeds.astype(np.int64) + 104729 * batch.sampling.indices
+        tokens = self._choose(np.where(greedy, hashes, hashes + salt), batch)
+        self._slots[batch.sampling.slots] = tokens
+        return _step_tokens(tokens.astype(np.int32), self._vocab_size, batch.variant)
+
+    def _sums(self, batch: ScheduleBatch, wanted: I64) -> I64:
+        """[L] sum((t_i + 1) * (i + 1)) over the positions i up to `wanted` [L], through the page table."""
+        if not len(wanted):
+            return np.zeros(0, np.int64)
+        size = self._capacity.page_size
+        counts = wanted // size + 1
+        ends = np.cumsum(counts)
+        index_in_row = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        pages = batch.page_indices[np.repeat(batch.page_offsets[batch.logits_rows], counts) + index_in_row]
+        positions = index_in_row[:, None] * size + np.arange(size)  # [pages, page_size]
+        terms = (self._kv[pages] + 1) * (positions + 1)
+        terms[positions > np.repeat(wanted, counts)[:, None]] = 0
+        return np.add.reduceat(terms.sum(axis=1), ends - counts)
+
+    def _choose(self, hashes: I64, batch: ScheduleBatch) -> I64:
+        tokens = hashes % self._vocab_size
+        if self._eos_every:
+            tokens[hashes // self._vocab_size % self._eos_every == 0] = self._eos_token_id
+        forbidden = batch.sampling.bias_values <= -100
+        pairs = zip(batch.sampling.bias_rows[forbidden], batch.sampling.bias_ids[forbidden], strict=True)
+        banned = {(int(row), int(token)) for row, token in pairs}
+        for row in {row for row, _ in banned}:
+            while (row, int(tokens[row])) in banned:
+                tokens[row] = (tokens[row] + 1) % self._vocab_size
+        return tokens
+
+
+class FakePending:
+    """A step of the fake runner."""
+
+    def __init__(self, runner: FakeRunner, batch: ScheduleBatch, ready_at: float) -> None:
+        self.batch = batch
+        self.tokens: StepTokens | None = None
+        self._runner = runner
+        self._ready_at = ready_at
+
+    def result(self) -> StepTokens:
+        """Sleep until the pretended device is done, then compute the tokens."""
+        time.sleep(max(0.0, self._ready_at - time.monotonic()))
+        self._runner.evaluate_until(self)
+        assert self.tokens is not None
+        return self.tokens
+
+
+def create_fake_runner(config: EngineConfig, info: ModelInfo) -> FakeRunner:
+    """A fake runner sized by the options, for `--backend fake`."""
+    page_size = config.page_size or 16
+    num_pages = max(1, (config.max_total_tokens or 65536) // page_size)
+    capacity = RunnerCapacity(
+        num_pages=num_pages,
+        page_size=page_size,
+        max_running_requests=config.max_running_requests or 64,
+        max_step_tokens=config.chunked_prefill_size or 512,
+        max_page_indices=2 * num_pages,
+    )
+    eos = min(info.eos_token_ids, default=0)
+    return FakeRunner(capacity, info.vocab_size, eos_token_id=eos)
+
+
+def _step_tokens(tokens: NDArray[np.int32], vocab_size: int, variant: SamplingVariant) -> StepTokens:
+    if variant != SamplingVariant.FULL:
+        return StepTokens(tokens)
+    ranks = np.arange(MAX_TOP_LOGPROBS, dtype=np.int32)
+    top_ids = (tokens[:, None] + ranks) % vocab_size
+    top_logprobs = np.broadcast_to(-0.5 - ranks, top_ids.shape).astype(np.float32)
+    return StepTokens(tokens, np.full(len(tokens), -0.5, np.float32), top_ids, top_logprobs)
+
+
+def check_batch(batch: ScheduleBatch, capacity: RunnerCapacity) -> None:
+    """Raise ProtocolError unless the batch keeps every rule that runners rely on."""
+    size = capacity.page_size
+    rows, q_lens = len(batch.rows), np.diff(batch.cu_q_lens)
+    starts = batch.kv_lens - q_lens
+    _require(0 < rows <= capacity.max_running_requests, "number of rows")
+    _require(0 < batch.num_tokens <= capacity.max_step_tokens, "number of tokens")
+    _require(len(batch.page_indices) <= capacity.max_page_indices, "number of page table entries")
+    _require(batch.cu_q_lens[-1] == batch.num_tokens and (q_lens > 0).all(), "cu_q_lens")
+    _require((q_lens[: batch.num_decode_rows] == 1).all(), "decode rows come first, with one token each")
+    _require((np.diff(batch.page_offsets) == -(-batch.kv_lens // size)).all(), "pages do not fit kv_lens")
+    _require(batch.page_offsets[-1] == len(batch.page_indices), "page_offsets")
+    _require(((0 <= batch.page_indices) & (batch.page_indices < capacity.num_pages)).all(), "page ids")
+
+    row_of = np.repeat(np.arange(rows), q_lens)
+    expected = np.arange(batch.num_tokens) - batch.cu_q_lens[row_of] + starts[row_of]
+    _require((batch.positions == expected).all(), "positions")
+    page = batch.page_indices[batch.page_offsets[row_of] + batch.positions // size]
+    _require((batch.kv_slots == page * size + batch.positions % size).all(), "kv_slots")
+    _require(len(np.unique(batch.kv_slots)) == batch.num_tokens, "two tokens share a KV slot")
+    _require((-1 - batch.token_ids < capacity.max_running_requests).all(), "slot references")
+
+    written = np.zeros(capacity.num_pages * size, np.bool_)
+    written[batch.kv_slots] = True
+    index_in_row = np.arange(len(batch.page_indices)) - np.repeat(
+        batch.page_offsets[:-1], -(-batch.kv_lens // size)
+    )
+    positions = index_in_row[:, None] * size + np.arange(size)
+    before = positions < np.repeat(starts, -(-batch.kv_lens // size))[:, None]
+    clash = written[batch.page_indices[:, None] * size + np.arange(size)] & before
+    _require(not clash.any(), "a row reads what another row writes in the same step")
+
+    wanted, sampling = batch.logits_positions, batch.sampling
+    _require((row_of[wanted] == batch.logits_rows).all(), "logits_rows")
+    _require(len(wanted) == len(batch.sampled), "sampled")
+    _require((sampling.indices == batch.positions[wanted] + 1).all(), "sampling indices")
+    _require(len(np.unique(sampling.slots)) == len(wanted), "two samples share a slot")
+
+
+def _require(good: bool | np.bool_, message: str) -> None:
+    if not good:
+        raise ProtocolError(f"the step breaks a rule: {message}")

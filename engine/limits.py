@@ -1,0 +1,67 @@
+"""`Limits`: what one request may ask for, checked when it arrives, so that nothing later can refuse it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import EngineConfig
+from .errors import RequestError
+from .request import Request
+from .runner import ModelInfo, RunnerCapacity
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Token ids are below `vocab_size`; prompt and output together have at most `max_tokens` tokens."""
+
+    vocab_size: int
+    context_length: int
+    pool_tokens: int  # tokens of KV that the whole pool holds
+
+    @classmethod
+    def of(cls, config: EngineConfig, info: ModelInfo, capacity: RunnerCapacity) -> "Limits":
+        """The limits of an engine."""
+        context = min(info.context_length, config.context_length or info.context_length)
+        return cls(info.vocab_size, context, capacity.num_pages * capacity.page_size)
+
+    @property
+    def max_tokens(self) -> int:
+        return min(self.context_length, self.pool_tokens)
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that can never be served, and set its `token_limit` and `stop_set`.
+
+        `max_new_tokens` beyond what fits is clipped: such a request ends with FinishReason.LENGTH.
+        Raises RequestError, naming the field.
+        """
+        prompt = np.ascontiguousarray(request.prompt_ids)
+        if prompt.ndim != 1 or not len(prompt) or not np.issubdtype(prompt.dtype, np.integer):
+            raise RequestError("prompt has no tokens; accepted is at least one token id", "prompt")
+        for extreme in (int(prompt.min()), int(prompt.max())):
+            self._check_id("prompt", extreme)
+        request.prompt_ids = prompt.astype(np.int32, copy=False)
+        if len(prompt) + 1 > self.max_tokens:
+            limit = "the context" if self.context_length <= self.pool_tokens else "the KV pool"
+            raise RequestError(
+                f"prompt has {len(prompt)} tokens; {limit} holds {self.max_tokens}, so accepted are at most"
+                f" {self.max_tokens - 1}",
+                "prompt",
+            )
+        params = request.params
+        self._check_ids("logit_bias", params.logit_bias)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        wanted = self.max_tokens if params.max_new_tokens is None else params.max_new_tokens
+        request.token_limit = min(len(prompt) + wanted, self.max_tokens)
+        eos = frozenset() if params.ignore_eos else request.eos_token_ids
+        request.stop_set = eos.union(params.stop_token_ids)
+
+    def _check_ids(self, field: str, ids: Iterable[int]) -> None:
+        for token in ids:
+            self._check_id(field, token)
+
+    def _check_id(self, field: str, token: int) -> None:
+        if not 0 <= token < self.vocab_size:
+            raise RequestError(
+                f"{field} has the token id {token}; accepted are 0 to {self.vocab_size - 1}", field
+            )

@@ -1,0 +1,473 @@
+"""`Scheduler`: decides what each step computes, and takes in what it sampled.
+
+One token budget per step: decode rows ride first, chunks of running prefills fill the rest, then waiting
+requests are admitted. `schedule` for step n + 1 comes before `process` of step n, so a request may have
+one token that only the device knows.
+
+Steps take effect on the device in the order of scheduling. So pages may enter the tree when the step that
+writes them has been planned, and freed pages may be given away while a step in flight still writes them.
+
+Who comes before whom when pages are short is a request's *claim*: order of arrival (under the priority
+policy, priority first). A request never takes pages from one with a better claim, and the best claim
+of all can take from everybody: so it always moves on, and with it, in the end, everyone.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+import numpy as np
+
+from .batch import ScheduleBatch, StepTokens
+from .batch_builder import Chunk, SamplingTable, build_batch
+from .config import EngineConfig
+from .errors import QueueFullError, RequestError
+from .limits import Limits
+from .outputs import TokenOutput
+from .page_pool import PagePool
+from .policy import WaitingQueue, claim
+from .radix_cache import RadixCache, RadixNode
+from .request import FinishReason, Request, RequestStatus, TokenLogprobs
+from .runner import ModelInfo, RunnerCapacity
+from .stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+PageKey = tuple[RadixNode, bytes]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A step being planned, and what is left of its limits."""
+
+    tokens: int
+    page_indices: int
+    decode: list[Request] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    stalled: bool = False  # a running prefill found no page
+    # pages that chunks of this step begin with: who would compute the same waits a step and finds it cached
+    first_pages: set[PageKey] = field(default_factory=set)
+
+
+class Scheduler:
+    """Waiting and running requests, their pages and slots. Knows no framework and no device."""
+
+    def __init__(
+        self, config: EngineConfig, info: ModelInfo, capacity: RunnerCapacity, *, strict: bool = False
+    ) -> None:
+        self.config, self.capacity = config, capacity
+        self.page_size = capacity.page_size
+        self.limits = Limits.of(config, info, capacity)
+        self.pool = PagePool(capacity.num_pages, strict=strict)
+        self.cache = RadixCache(
+            self.page_size,
+            eviction_policy=config.radix_eviction_policy,
+            enabled=not config.disable_radix_cache,
+        )
+        self.token_budget = min(
+            config.chunked_prefill_size or capacity.max_step_tokens, capacity.max_step_tokens
+        )
+        # never more decode rows than the budget: while one request prefills, a token is left for it
+        self.max_rows = min(
+            config.max_running_requests or capacity.max_running_requests,
+            capacity.max_running_requests,
+            self.token_budget,
+        )
+        self.waiting = WaitingQueue(config.schedule_policy, self.cache, config.random_seed)
+        self.requests: dict[str, Request] = {}  # waiting and running, by id
+        self.prefilling: dict[int, Request] = {}  # running, by slot, in order of admission
+        self.decoding: dict[int, Request] = {}
+        self.outputs: list[TokenOutput] = []  # ends that no step brought: aborts and errors
+        self.counters = EngineStats(page_size=self.page_size, num_pages=capacity.num_pages)
+        self._table = SamplingTable(capacity.max_running_requests)
+        self._free_slots = list(reversed(range(self.max_rows)))
+        self._by_priority = config.schedule_policy == "priority"
+
+    # ---- requests come and go ----
+
+    def add(self, request: Request) -> None:
+        """Queue a new request. Raises RequestError if it can never be served, QueueFullError."""
+        if request.id in self.requests:
+            raise RequestError(
+                f"request_id {request.id!r} is in use; accepted is one of your own", "request_id"
+            )
+        if len(self.waiting) >= self.config.max_queued_requests:
+            raise QueueFullError(
+                f"{len(self.waiting)} requests are waiting and max_queued_requests is"
+                f" {self.config.max_queued_requests}; try again later"
+            )
+        self.limits.check(request)
+        self.requests[request.id] = request
+        self.waiting.add(request)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request, or all children of a parent, now; their pages are free at once."""
+        found = [self.requests[request_id]] if request_id in self.requests else []
+        if not found:
+            found = [each for each in self.requests.values() if each.parent_id == request_id]
+        for request in found:
+            self._finish(request, FinishReason.ABORT)
+            self.outputs.append(_output(request, []))
+        return bool(found)
+
+    def fail(self, requests: Iterable[Request], error: str) -> None:
+        """End `requests` with an error: the step that was to compute them did not happen.
+
+        What the step was to write is in the tree already, so every prefix that nobody else uses is dropped.
+        """
+        for request in requests:
+            if not request.finished:
+                self._finish(request, FinishReason.ERROR, keep_pages=False)
+                self.outputs.append(_output(request, [], error))
+        self.pool.free(self.cache.flush())
+
+    def start_over(self, error: str) -> None:
+        """Repair after a bug: end every request with an error, forget the cache, take all pages back."""
+        self.counters.integrity_violations += 1
+        for request in list(self.requests.values()):
+            request.status, request.finish_reason = RequestStatus.FINISHED, FinishReason.ERROR
+            self.outputs.append(_output(request, [], error))
+        self.counters.errors += len(self.requests)
+        for queue in (self.requests, self.prefilling, self.decoding):
+            queue.clear()
+        self.waiting.clear()
+        self.cache.reset()
+        self.pool.repair(())
+        self._free_slots = list(reversed(range(self.max_rows)))
+
+    def find_lost_pages(self) -> str | None:
+        """What is wrong with `free + cached + in use = all`, or None. Cheap: counts only."""
+        free, cached, used = self.pool.num_free, self.cache.cached_pages, self._used_pages
+        if free + cached + used != self.pool.num_pages:
+            return f"{free} free, {cached} cached and {used} used pages are not {self.pool.num_pages}"
+        if not self.num_running and self.cache.evictable_pages != cached:
+            return f"{cached - self.cache.evictable_pages} cached pages are locked by nobody who runs"
+        return None
+
+    def stats(self) -> EngineStats:
+        """A snapshot of gauges and counters."""
+        held = self.pool.num_pages - self._available_pages
+        return replace(
+            self.counters,
+            num_running=self.num_running,
+            num_waiting=len(self.waiting),
+            free_pages=self.pool.num_free,
+            cached_pages=self.cache.cached_pages,
+            evictable_pages=self.cache.evictable_pages,
+            used_pages=self._used_pages,
+            token_usage=held / self.pool.num_pages,
+            integrity_violations=self.counters.integrity_violations + self.pool.num_violations,
+        )
+
+    def take_outputs(self) -> list[TokenOutput]:
+        """Ends of requests since the last call that did not come from `process`."""
+        outputs, self.outputs = self.outputs, []
+        return outputs
+
+    @property
+    def num_running(self) -> int:
+        return len(self.prefilling) + len(self.decoding)
+
+    # ---- one step ----
+
+    def schedule(self) -> ScheduleBatch | None:
+        """Plan the next step, or None when nothing can be computed before a step in flight is processed."""
+        plan = _Plan(self.token_budget, self.capacity.max_page_indices)
+        preemptions = self.counters.preemptions
+        if self.prefilling and not self._available_pages:
+            self._feed_best_claim()
+        self._plan_decode(plan)
+        for request in list(self.prefilling.values()):
+            plan.stalled |= not self._plan_chunk(request, plan)
+        if self.counters.preemptions == preemptions and not plan.stalled:
+            self._admit(plan)
+        if not plan.decode and not plan.chunks:
+            return None
+        batch = build_batch(self.counters.steps, plan.decode, plan.chunks, self._table, self.page_size)
+        self._advance(plan)
+        self.counters.steps += 1
+        self.counters.scheduled_tokens += batch.num_tokens
+        return batch
+
+    def _plan_decode(self, plan: _Plan) -> None:
+        """One row for each request whose next token is known or in flight, unless that is its last."""
+        # a decoding request has computed all tokens but the newest
+        rows = [each for each in self.decoding.values() if each.num_computed_tokens + 1 < each.token_limit]
+        size = self.page_size
+        needy = [each for each in rows if each.num_computed_tokens == len(each.pages) * size]
+        if len(needy) <= self._available_pages:
+            for request, page in zip(needy, self._take_pages(len(needy)), strict=True):
+                _add_pages(request, [page])
+        else:
+            rows = self._share_out_pages(rows)
+        entries = sum([len(each.pages) for each in rows])
+        while entries > plan.page_indices:  # shared pages count once for each row; those at the end sit out
+            entries -= len(rows.pop().pages)
+        plan.decode = rows
+        plan.tokens -= len(rows)
+        plan.page_indices -= entries
+
+    def _plan_chunk(self, request: Request, plan: _Plan) -> bool:
+        """Add the request's next chunk, as long as tokens and pages allow. False if no page was to be had."""
+        if not plan.tokens:
+            return True
+        start = request.num_computed_tokens
+        room = plan.page_indices - len(request.pages)
+        growth = min(self._available_pages, room)
+        limit = (len(request.pages) + growth) * self.page_size if room >= 0 else 0
+        end = min(request.num_tokens, start + plan.tokens, limit)
+        if end <= start:
+            return False
+        _add_pages(request, self._take_pages(self._pages_of(end) - len(request.pages)))
+        plan.tokens -= end - start
+        plan.page_indices -= len(request.pages)
+        plan.chunks.append(Chunk(request, start, end))
+        if self.cache.enabled and request.node is not None:
+            page_start = start // self.page_size * self.page_size
+            page = request.known_tokens(page_start, page_start + self.page_size)
+            if len(page) == self.page_size:
+                plan.first_pages.add((request.node, page.tobytes()))
+        return True
+
+    def _admit(self, plan: _Plan) -> None:
+        """Admit waiting requests while rows, tokens and pages last. Stops at the first that does not fit,
+        so that small requests do not starve a large one."""
+        if not plan.tokens or not self._free_slots or not self.waiting:
+            return
+        # what running requests will want soon: the rest of their prompts, and a page each to grow
+        reserve = self.num_running
+        for request in self.prefilling.values():
+            reserve += self._pages_of(request.num_tokens) - len(request.pages)
+        for request in self.waiting.candidates():
+            if not plan.tokens or not self._free_slots:
+                return
+            if request.num_in_flight:
+                continue  # preempted; the host has yet to see its newest token
+            try:
+                needed = self._try_admit(request, plan, reserve)
+            except Exception as error:  # a request that cannot be prepared ends alone
+                logger.exception("request %s could not be prepared", request.id)
+                self._finish(request, FinishReason.ERROR, keep_pages=False)
+                self.outputs.append(_output(request, [], f"the request could not be prepared: {error}"))
+                continue
+            if needed is None:
+                return
+            reserve += needed
+
+    def _try_admit(self, request: Request, plan: _Plan, reserve: int) -> int | None:
+        """Pages to reserve for it from now on; 0 if it waits for a page in this step; None: no room."""
+        tokens = request.known_tokens()
+        # the last token is always computed: its logits are wanted
+        match = self.cache.match_prefix(tokens[:-1], request.extra_key)
+        start = len(match.pages) * self.page_size
+        shareable = start + self.page_size < len(tokens)
+        if shareable and (match.node, tokens[start : start + self.page_size].tobytes()) in plan.first_pages:
+            return 0
+        total = self._pages_of(len(tokens))
+        new = total - len(match.pages)
+        alone = not self.num_running
+        if self._available_pages - match.num_unlocked_pages - new < reserve and not alone:
+            return None
+        if plan.page_indices - total < reserve and not alone:
+            return None
+        slot = self._free_slots[-1]
+        self._table.bind(slot, request)
+        self.waiting.remove(request)
+        request.status, request.slot = RequestStatus.RUNNING, self._free_slots.pop()
+        self.prefilling[slot] = request
+        self.cache.lock(match.node, hit=True)
+        request.node, request.num_tree_pages = match.node, len(match.pages)
+        request.num_computed_tokens = start
+        _add_pages(request, match.pages)
+        if not request.num_preemptions:
+            request.num_cached_tokens = start
+            self.counters.prompt_tokens += request.num_prompt_tokens
+            self.counters.cached_tokens += start
+        self._plan_chunk(request, plan)
+        return self._pages_of(len(tokens)) - len(request.pages) + 1
+
+    def _advance(self, plan: _Plan) -> None:
+        """Count the planned step as computed; it will be, before any later step."""
+        for request in plan.decode:
+            request.num_computed_tokens += 1
+            request.num_in_flight += 1
+        for chunk in plan.chunks:
+            request = chunk.request
+            if chunk.samples:
+                request.num_in_flight += 1
+                self.decoding[request.slot] = self.prefilling.pop(request.slot)
+            request.num_computed_tokens = chunk.end
+            self._insert(request, chunk.end)
+
+    def process(self, batch: ScheduleBatch, tokens: StepTokens) -> list[TokenOutput]:
+        """Take in what a step sampled. Rows of requests that ended meanwhile are ignored."""
+        outputs = []
+        vocab_size = self.limits.vocab_size
+        for index, (request, token) in enumerate(zip(batch.sampled, tokens.token_ids.tolist(), strict=True)):
+            if request.status == RequestStatus.FINISHED:
+                continue
+            request.num_in_flight -= 1
+            if not 0 <= token < vocab_size:
+                self._finish(request, FinishReason.ERROR, keep_pages=False)
+                outputs.append(_output(request, [], f"the model gave no valid token (id {token})"))
+                continue
+            request.output_ids.append(token)
+            num_output = len(request.output_ids)
+            if token in request.stop_set and num_output > request.params.min_new_tokens:
+                request.matched_stop = token
+                self._finish(request, FinishReason.STOP)
+            elif num_output + len(request.prompt_ids) >= request.token_limit:
+                self._finish(request, FinishReason.LENGTH)
+            output = _output(request, [token])
+            if request.params.logprobs is not None:
+                output.logprobs = [_logprobs(tokens, index, request.params.logprobs)]
+            outputs.append(output)
+        self.counters.generation_tokens += len(outputs)
+        return outputs
+
+    # ---- pages ----
+
+    @property
+    def _available_pages(self) -> int:
+        return self.pool.num_free + self.cache.evictable_pages
+
+    @property
+    def _used_pages(self) -> int:
+        """Pages of running requests that are not in the tree."""
+        running = chain(self.prefilling.values(), self.decoding.values())
+        return sum(len(each.pages) - each.num_tree_pages for each in running)
+
+    def _pages_of(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def _take_pages(self, num_pages: int) -> list[int]:
+        """Pages from the pool, evicting as needed. At most `_available_pages` may be asked for."""
+        short = num_pages - self.pool.num_free
+        if short > 0:
+            self.pool.free(self.cache.evict(short))
+        pages = self.pool.allocate(num_pages)
+        assert pages is not None, "more pages were promised than there are"
+        return pages
+
+    def _insert(self, request: Request, num_tokens: int) -> None:
+        """Give the full pages of the first `num_tokens` tokens to the tree, and hold them through it."""
+        num_pages = num_tokens // self.page_size
+        if num_pages <= request.num_tree_pages:
+            return
+        tokens = request.known_tokens(0, num_pages * self.page_size)
+        insertion = self.cache.insert(tokens, request.pages[:num_pages], request.extra_key)
+        self.cache.lock(insertion.node)
+        if request.node is not None:
+            self.cache.unlock(request.node)
+        request.node, request.num_tree_pages = insertion.node, len(insertion.pages)
+        if insertion.duplicates:
+            # the same KV was there already; from the next step on the request reads the tree's
+            request.pages[: len(insertion.pages)] = insertion.pages
+            request.page_ids[: len(insertion.pages)] = insertion.pages
+            self.pool.free(insertion.duplicates)
+
+    def _release(self, request: Request, keep_pages: bool) -> None:
+        """Take slot and pages from a running request. `keep_pages`: what can be cached goes to the tree."""
+        known = len(request.prompt_ids) + len(request.output_ids)
+        if keep_pages:
+            self._insert(request, min(known, request.num_computed_tokens))
+        if request.node is not None:
+            self.cache.unlock(request.node)
+        self.pool.free(request.pages[request.num_tree_pages :])
+        request.pages, request.page_ids = [], request.page_ids[:0]
+        request.node, request.num_tree_pages, request.num_computed_tokens = None, 0, 0
+        self.prefilling.pop(request.slot, None)
+        self.decoding.pop(request.slot, None)
+        self._free_slots.append(request.slot)
+        request.slot = -1
+
+    def _finish(self, request: Request, reason: FinishReason, *, keep_pages: bool = True) -> None:
+        if request.status == RequestStatus.RUNNING:
+            self._release(request, keep_pages)
+        else:
+            self.waiting.remove(request)
+        request.status, request.finish_reason = RequestStatus.FINISHED, reason
+        del self.requests[request.id]
+        self.counters.finished += reason in (FinishReason.STOP, FinishReason.LENGTH)
+        self.counters.aborted += reason == FinishReason.ABORT
+        self.counters.errors += reason == FinishReason.ERROR
+
+    # ---- when pages are short ----
+
+    def _claim(self, request: Request) -> tuple[int, int]:
+        return claim(request) if self._by_priority else (0, request.turn)
+
+    def _feed_best_claim(self) -> None:
+        """No page is left: if the best claim of all is a prefill that needs one, others make room."""
+        best = min([*self.prefilling.values(), *self.decoding.values()], key=self._claim)
+        if best.slot in self.prefilling and best.num_computed_tokens == len(best.pages) * self.page_size:
+            self._take_from_lower_claims(best)
+
+    def _share_out_pages(self, rows: list[Request]) -> list[Request]:
+        """Decode rows that get to run when there are not pages for all, best claim first."""
+        placed = []
+        for request in sorted(rows, key=self._claim):
+            if request.status != RequestStatus.RUNNING:
+                continue  # preempted for the sake of an earlier one
+            needs_page = request.num_computed_tokens == len(request.pages) * self.page_size
+            if not needs_page or self._take_from_lower_claims(request):
+                placed.append(request)
+        return placed
+
+    def _take_from_lower_claims(self, request: Request) -> bool:
+        """Get one page for `request`, preempting those of lower claim, cheapest first, until there is one."""
+        own = self._claim(request)
+        while not self._available_pages:
+            running = [*self.prefilling.values(), *self.decoding.values()]
+            victims = [each for each in running if self._claim(each) > own]
+            if not victims:
+                return False
+            self._preempt(min(victims, key=self._cost_of_preempting))
+        _add_pages(request, self._take_pages(1))
+        return True
+
+    def _cost_of_preempting(self, request: Request) -> tuple[int, int, int]:
+        """Low priority first, then tokens to compute again; of equals the last to arrive."""
+        shared = 0
+        node = request.node
+        while node is not None:
+            shared += len(node.pages) if node.lock_count > 1 else 0
+            node = node.parent
+        redo = request.num_computed_tokens - shared * self.page_size
+        return (request.priority if self._by_priority else 0), redo, -request.turn
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the queue. Its finished pages stay in the tree, so coming back is mostly a cache hit."""
+        self._release(request, keep_pages=True)
+        request.status = RequestStatus.WAITING
+        request.num_preemptions += 1
+        self.counters.preemptions += 1
+        self.waiting.add(request)
+
+
+def _add_pages(request: Request, pages: list[int]) -> None:
+    if pages:
+        request.pages += pages
+        request.page_ids = np.concatenate((request.page_ids, np.array(pages, np.int32)))
+
+
+def _output(request: Request, token_ids: list[int], error: str | None = None) -> TokenOutput:
+    return TokenOutput(
+        request_id=request.id,
+        token_ids=token_ids,
+        finish_reason=request.finish_reason,
+        matched_stop=request.matched_stop,
+        num_prompt_tokens=len(request.prompt_ids),
+        num_cached_tokens=request.num_cached_tokens,
+        error=error,
+    )
+
+
+def _logprobs(tokens: StepTokens, index: int, num_top: int) -> TokenLogprobs:
+    assert tokens.logprobs is not None and tokens.top_ids is not None and tokens.top_logprobs is not None
+    return TokenLogprobs(
+        logprob=float(tokens.logprobs[index]),
+        top_ids=tokens.top_ids[index, :num_top].tolist(),
+        top_logprobs=tokens.top_logprobs[index, :num_top].tolist(),
+    )

@@ -1,0 +1,32 @@
+"""`EngineStats`: gauges and counters of the engine, plain numbers that cross a process."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """A snapshot. Pages in use, cached and free add up to `num_pages`."""
+
+    # gauges
+    num_running: int = 0
+    num_waiting: int = 0
+    page_size: int = 0
+    num_pages: int = 0
+    free_pages: int = 0
+    cached_pages: int = 0  # in the radix tree, locked ones included
+    evictable_pages: int = 0  # in the radix tree and used by nobody
+    used_pages: int = 0  # of running requests, not in the tree
+    token_usage: float = 0.0  # share of the pages that running requests hold, 0 to 1
+
+    # counters since the start
+    steps: int = 0
+    scheduled_tokens: int = 0  # in all steps: prefilled and decoded
+    prompt_tokens: int = 0  # of requests when first admitted
+    cached_tokens: int = 0  # of these, found in the cache
+    generation_tokens: int = 0
+    preemptions: int = 0
+    finished: int = 0  # stopped, or reached their length
+    aborted: int = 0
+    errors: int = 0  # requests that ended with FinishReason.ERROR
+    step_failures: int = 0
+    integrity_violations: int = 0  # found and repaired
