@@ -102,8 +102,7 @@ def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
         "--no-deps",
         "--no-build-isolation",
         "-w",
-        tmp_path,
-        tree,
+        str(tmp_path),
     ]
     done = subprocess.run([*command, str(tree)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
