@@ -120,9 +120,12 @@ def build_batch(
     page_offsets = _offsets((kv_lens + (page_size - 1)) // page_size)
     page_indices = np.concatenate([request.page_ids for request in rows])
 
-    # the last token of a decode row is in flight, or was the last one to arrive
-    last = [-1 - request.slot if request.num_in_flight else request.output_ids[-1] for request in decode]
-    pieces = [_i32(last), *(chunk.request.known_tokens(chunk.start, chunk.end) for chunk in chunks)]
+    slots = _i32([request.slot for request in rows])
+    newest = -1 - slots[: len(decode)]  # in flight, unless the host has seen it
+    seen = [index for index, request in enumerate(decode) if not request.num_in_flight]
+    if seen:
+        newest[seen] = [decode[index].output_ids[-1] for index in seen]
+    pieces = [newest, *(chunk.request.known_tokens(chunk.start, chunk.end) for chunk in chunks)]
     token_ids = np.concatenate(pieces) if chunks else pieces[0]
     if chunks:
         positions = np.arange(len(token_ids), dtype=np.int32)
@@ -137,9 +140,7 @@ def build_batch(
     sampled = rows if len(sampling_chunks) == len(chunks) else (*decode, *(rows[i] for i in sampling_chunks))
     logits_rows = np.arange(len(sampled), dtype=np.int32)
     logits_rows[len(decode) :] = sampling_chunks
-    sampling, variant = table.gather(
-        sampled, _i32([request.slot for request in sampled]), kv_lens[logits_rows]
-    )
+    sampling, variant = table.gather(sampled, slots[logits_rows], kv_lens[logits_rows])
     return ScheduleBatch(
         step=step,
         rows=rows,

@@ -30,7 +30,7 @@ class Limits:
         return min(self.context_length, self.pool_tokens)
 
     def check(self, request: Request) -> None:
-        """Refuse a request that can never be served, and set its `token_limit` and `stop_set`.
+        """Refuse a request that can never be served, and set its `output_limit`, `last_position` and `stop_set`.
 
         `max_new_tokens` beyond what fits is clipped: such a request ends with FinishReason.LENGTH.
         Raises RequestError, naming the field.
@@ -52,7 +52,8 @@ class Limits:
         self._check_ids("logit_bias", params.logit_bias)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         wanted = self.max_tokens if params.max_new_tokens is None else params.max_new_tokens
-        request.token_limit = min(len(prompt) + wanted, self.max_tokens)
+        request.output_limit = min(wanted, self.max_tokens - len(prompt))
+        request.last_position = len(prompt) + request.output_limit - 1
         eos = frozenset() if params.ignore_eos else request.eos_token_ids
         request.stop_set = eos.union(params.stop_token_ids)
 

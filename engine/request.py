@@ -190,7 +190,8 @@ class Request:
     num_cached_tokens: int = 0  # prefix found in the cache when first admitted
     num_preemptions: int = 0
     turn: int = -1  # place in order of arrival; -1 until it is queued
-    token_limit: int = 0  # prompt and output tokens that it may reach
+    output_limit: int = 0  # output tokens that it may reach
+    last_position: int = 0  # of the last of these, which is never computed: nothing follows it
     stop_set: frozenset[int] = frozenset()  # eos_token_ids, unless ignored, and params.stop_token_ids
     page_ids: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))  # `pages` as an array
 

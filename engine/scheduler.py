@@ -19,7 +19,7 @@ from itertools import chain
 
 import numpy as np
 
-from .batch import ScheduleBatch, StepTokens
+from .batch import SamplingVariant, ScheduleBatch, StepTokens
 from .batch_builder import Chunk, SamplingTable, build_batch
 from .config import EngineConfig
 from .errors import QueueFullError, RequestError
@@ -193,7 +193,7 @@ class Scheduler:
     def _plan_decode(self, plan: _Plan) -> None:
         """One row for each request whose next token is known or in flight, unless that is its last."""
         # a decoding request has computed all tokens but the newest
-        rows = [each for each in self.decoding.values() if each.num_computed_tokens + 1 < each.token_limit]
+        rows = [each for each in self.decoding.values() if each.num_computed_tokens < each.last_position]
         size = self.page_size
         needy = [each for each in rows if each.num_computed_tokens == len(each.pages) * size]
         if len(needy) <= self._available_pages:
@@ -303,24 +303,25 @@ class Scheduler:
     def process(self, batch: ScheduleBatch, tokens: StepTokens) -> list[TokenOutput]:
         """Take in what a step sampled. Rows of requests that ended meanwhile are ignored."""
         outputs = []
-        vocab_size = self.limits.vocab_size
-        for index, (request, token) in enumerate(zip(batch.sampled, tokens.token_ids.tolist(), strict=True)):
-            if request.status == RequestStatus.FINISHED:
+        ids = tokens.token_ids.tolist()
+        vocab_size, with_logprobs = self.limits.vocab_size, batch.variant == SamplingVariant.FULL
+        for index, (request, token) in enumerate(zip(batch.sampled, ids, strict=True)):
+            if request.status is RequestStatus.FINISHED:
                 continue
             request.num_in_flight -= 1
             if not 0 <= token < vocab_size:
                 self._finish(request, FinishReason.ERROR, keep_pages=False)
                 outputs.append(_output(request, [], f"the model gave no valid token (id {token})"))
                 continue
-            request.output_ids.append(token)
-            num_output = len(request.output_ids)
-            if token in request.stop_set and num_output > request.params.min_new_tokens:
+            output_ids = request.output_ids
+            output_ids.append(token)
+            if token in request.stop_set and len(output_ids) > request.params.min_new_tokens:
                 request.matched_stop = token
                 self._finish(request, FinishReason.STOP)
-            elif num_output + len(request.prompt_ids) >= request.token_limit:
+            elif len(output_ids) >= request.output_limit:
                 self._finish(request, FinishReason.LENGTH)
             output = _output(request, [token])
-            if request.params.logprobs is not None:
+            if with_logprobs and request.params.logprobs is not None:
                 output.logprobs = [_logprobs(tokens, index, request.params.logprobs)]
             outputs.append(output)
         self.counters.generation_tokens += len(outputs)

@@ -142,7 +142,9 @@ class FakePending:
 
     def result(self) -> StepTokens:
         """Sleep until the pretended device is done, then compute the tokens."""
-        time.sleep(max(0.0, self._ready_at - time.monotonic()))
+        wait = self._ready_at - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
         self._runner.evaluate_until(self)
         assert self.tokens is not None
         return self.tokens
