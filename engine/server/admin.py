@@ -1,0 +1,141 @@
+"""Models, tokenizing, server information, cache and aborts."""
+
+import dataclasses
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from ..errors import RequestError
+from .body import read_body
+from .openai_common import check_model, need_tokenizer
+from .protocol.native import AbortBody, DetokenizeBody, TokenizeBody
+from .responses import json_response
+from .state import Server
+from .templates import chat_ids
+
+
+def add_model_routes(app: FastAPI, server: Server) -> None:
+    """Add /v1/models, /tokenize and /detokenize to `app`."""
+    card = {
+        "id": server.llm.info.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "radixmesh",
+        "root": server.llm.config.model_path,
+        "parent": None,
+        "max_model_len": server.llm.info.context_length,
+    }
+    limit = server.options.max_body_bytes
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        check_model(server, name)
+        return json_response(card)
+
+    @app.post("/tokenize")
+    @app.post("/v1/tokenize")
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request, TokenizeBody, limit)
+        check_model(server, body.model)
+        ids = _token_ids(server, body)
+        most = server.llm.info.context_length
+        return json_response({"tokens": ids, "count": len(ids), "max_model_len": most})
+
+    @app.post("/detokenize")
+    @app.post("/v1/detokenize")
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, DetokenizeBody, limit)
+        check_model(server, body.model)
+        _check_ids(server, body.tokens)
+        tokenizer = need_tokenizer(server, "tokens")
+        text = tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)
+        return json_response({"prompt": text, "text": text})
+
+
+def add_admin_routes(app: FastAPI, server: Server) -> None:
+    """Add server information, /flush_cache and /abort_request to `app`."""
+
+    @app.get("/server_info")
+    @app.get("/get_server_info")
+    async def server_info() -> Response:
+        return json_response(_server_info(server))
+
+    @app.get("/model_info")
+    @app.get("/get_model_info")
+    async def model_info() -> Response:
+        config, info = server.llm.config, server.llm.info
+        return json_response(
+            {
+                "model_path": config.model_path,
+                "tokenizer_path": config.tokenizer_path or config.model_path,
+                "served_model_name": info.name,
+                "is_generation": True,
+                "vocab_size": info.vocab_size,
+                "context_length": info.context_length,
+                "eos_token_ids": sorted(info.eos_token_ids),
+                "preferred_sampling_params": server.default_sampling,
+            }
+        )
+
+    @app.api_route("/flush_cache", methods=["GET", "POST"])
+    async def flush_cache() -> Response:
+        if not await server.llm.flush_cache():
+            raise RequestError("the cache was not flushed, for requests are running or waiting", status=409)
+        return json_response({"success": True, "message": "the cache was flushed"})
+
+    @app.post("/abort_request")
+    async def abort_request(request: Request) -> Response:
+        body = await read_body(request, AbortBody, server.options.max_body_bytes)
+        if bool(body.rid) == body.abort_all:
+            raise RequestError("accepted is one of rid and abort_all true, and exactly one of them", "rid")
+        return json_response({"aborted": await server.llm.abort(None if body.abort_all else body.rid)})
+
+
+def _token_ids(server: Server, body: TokenizeBody) -> list[int]:
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("accepted is one of prompt and messages, and exactly one of them", "prompt")
+    if body.messages is not None:
+        if body.add_special_tokens:
+            raise RequestError(
+                "add_special_tokens is true; with messages the chat template writes them, accepted is false",
+                "add_special_tokens",
+            )
+        return chat_ids(server, body.messages, body.chat_template_kwargs, body.add_generation_prompt)
+    if body.chat_template_kwargs:
+        raise RequestError(
+            "chat_template_kwargs is given; it is accepted only with messages", "chat_template_kwargs"
+        )
+    tokenizer = need_tokenizer(server, "prompt")
+    return tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
+
+
+def _check_ids(server: Server, ids: list[int]) -> None:
+    most = server.llm.info.vocab_size
+    for index, token in enumerate(ids):
+        if not 0 <= token < most:
+            path = f"tokens[{index}]"
+            raise RequestError(f"{path} is {token}; accepted are token ids from 0 to {most - 1}", path)
+
+
+def _server_info(server: Server) -> dict[str, Any]:
+    llm = server.llm
+    stats = dataclasses.asdict(llm.stats)
+    return {
+        **dataclasses.asdict(llm.config),
+        "server": dataclasses.asdict(server.options),
+        "model": llm.info.name,
+        "capacity": dataclasses.asdict(llm.capacity),
+        "choices": [
+            {"name": each.name, "value": str(each.value), "reason": each.reason} for each in llm.choices
+        ],
+        "stats": stats,
+        "internal_states": [stats],  # where SGLang's benchmark client looks
+        "heartbeat_age": llm.heartbeat_age,
+        "num_open_requests": llm.num_open_requests,
+    }

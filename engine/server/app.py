@@ -1,0 +1,31 @@
+"""The HTTP application: routes over a started AsyncLLM."""
+
+from fastapi import FastAPI
+
+from ..async_llm import AsyncLLM
+from .admin import add_admin_routes, add_model_routes
+from .chat import add_chat_routes
+from .completions import add_completion_routes
+from .errors import add_error_handlers
+from .gate import Gate
+from .health import add_health_routes
+from .native import add_generate_route
+from .options import ServerOptions
+from .state import Server
+
+
+def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
+    """The application over a started `llm`, which the caller closes. Its Server is `app.state.server`."""
+    server = Server(llm, options)
+    # Bodies are read and checked by our own code (body.py), so a generated schema would show none.
+    app = FastAPI(title="radixmesh", openapi_url=None, redirect_slashes=False)
+    app.state.server = server
+    app.add_middleware(Gate, metrics=server.metrics)
+    add_error_handlers(app)
+    add_completion_routes(app, server)
+    add_chat_routes(app, server)
+    add_generate_route(app, server)
+    add_model_routes(app, server)
+    add_admin_routes(app, server)
+    add_health_routes(app, server)
+    return app

@@ -1,0 +1,113 @@
+"""/v1/chat/completions."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from ..errors import RequestError
+from ..outputs import RequestOutput
+from .body import read_body
+from .generation import Job, collect, outputs
+from .logprobs import chat_logprobs
+from .openai_common import check_model, finish_reason, head, matched_stop, new_id, usage
+from .protocol.openai import ChatBody
+from .protocol.sampling import cache_key, read_stream_options, sampling_params
+from .responses import json_response
+from .state import Server
+from .streaming import DONE, EventStream, event
+from .templates import chat_ids
+
+KIND = "chat.completion"
+
+
+def add_chat_routes(app: FastAPI, server: Server) -> None:
+    """Add /v1/chat/completions to `app`."""
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await read_body(request, ChatBody, server.options.max_body_bytes)
+        check_model(server, body.model)
+        options = read_stream_options(body)
+        job = _job(server, body)
+        if body.stream:
+            return EventStream(server, _events(server, body, job, options.include_usage))
+        finals = await collect(server, request.receive, job)
+        return json_response(_answer(server, body, job, finals[0]))
+
+
+def _job(server: Server, body: ChatBody) -> Job:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError(
+            f"top_logprobs is {body.top_logprobs}; it is accepted only with logprobs true", "top_logprobs"
+        )
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise RequestError(
+            f"max_tokens is {body.max_tokens} and max_completion_tokens {body.max_completion_tokens};"
+            " accepted is one of them, or both alike",
+            "max_completion_tokens",
+        )
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling_params(body, server.default_sampling, limits.pop() if limits else None, logprobs)
+    return Job(
+        prompts=[chat_ids(server, body.messages, body.chat_template_kwargs)],
+        params=[params],
+        id=new_id(body, "chatcmpl"),
+        field="messages",
+        priority=body.priority,
+        extra_key=cache_key(body),
+    )
+
+
+def _answer(server: Server, body: ChatBody, job: Job, finals: list[RequestOutput]) -> dict[str, Any]:
+    choices = [
+        {
+            "index": output.index,
+            "message": {"role": "assistant", "content": output.text, "refusal": None},
+            "logprobs": _logprobs(server, body, output, len(output.token_ids)),
+            "finish_reason": finish_reason(output),
+            **matched_stop(output),
+        }
+        for output in finals
+    ]
+    return {**head(server, job.id, KIND), "choices": choices, "usage": usage([finals])}
+
+
+async def _events(
+    server: Server, body: ChatBody, job: Job, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    start = head(server, job.id, KIND + ".chunk")
+    finals: list[Any] = [None] * body.n
+
+    def chunk(index: int, delta: dict[str, Any], **more: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+        return event({**start, "choices": [choice]})
+
+    async with aclosing(outputs(server, job)) as stream:
+        async for _, output in stream:
+            index, data = output.index, b""
+            if finals[index] is None:
+                data += chunk(index, {"role": "assistant", "content": ""})
+            finals[index] = output
+            logprobs = _logprobs(server, body, output, len(output.new_token_ids))
+            if output.text_delta or (logprobs and logprobs["content"]):
+                data += chunk(index, {"content": output.text_delta}, logprobs=logprobs)
+            if output.finish_reason is not None:
+                data += chunk(index, {}, finish_reason=finish_reason(output), **matched_stop(output))
+            if data:
+                yield data
+    tail = event({**start, "choices": [], "usage": usage([finals])}) if include_usage else b""
+    yield tail + DONE
+
+
+def _logprobs(server: Server, body: ChatBody, output: RequestOutput, newest: int) -> dict[str, Any] | None:
+    """Of the `newest` tokens."""
+    if not body.logprobs or output.logprobs is None:
+        return None
+    first = len(output.token_ids) - newest
+    return chat_logprobs(
+        server.texts, output.token_ids[first:], output.logprobs[first:], body.top_logprobs or 0
+    )

@@ -1,0 +1,164 @@
+"""From a checked HTTP request to the engine's outputs: batches, time limits, clients that leave."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from starlette.types import Receive
+
+from ..errors import RequestError
+from ..outputs import RequestOutput
+from ..request import FinishReason, SamplingParams
+from .errors import ClientGoneError, GenerationError, RequestTimeoutError
+from .state import Server
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One HTTP request's work: P prompts, each with its parameters."""
+
+    prompts: list[str | list[int]]  # P texts or lists of token ids
+    params: list[SamplingParams]  # P
+    id: str  # the engine's, or what the P ids of the engine begin with
+    field: str = "prompt"  # what the client calls the prompts
+    priority: int = 0
+    extra_key: str = ""
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(each.n for each in self.params)
+
+    def prompt_id(self, index: int) -> str:
+        """The id that one prompt has in the engine."""
+        return self.id if len(self.prompts) == 1 else f"{self.id}_{index}"
+
+
+async def outputs(server: Server, job: Job) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """(prompt index, output) as they come, of all prompts together.
+
+    Closing it aborts what still runs. Raises RequestError, EngineDeadError.
+    """
+    server.check_serving()
+    config = server.llm.config
+    most = config.max_queued_requests + server.llm.capacity.max_running_requests
+    if job.num_sequences > most:
+        raise RequestError(
+            f"the request asks for {job.num_sequences} sequences, all prompts and n together;"
+            f" at most {most} are accepted"
+        )
+    streams = [_one(server, job, index) for index in range(len(job.prompts))]
+    merged = streams[0] if len(streams) == 1 else _merge(streams)
+    async with aclosing(merged):
+        async for item in merged:
+            yield item
+
+
+async def _one(server: Server, job: Job, index: int) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    clock = server.metrics.clock()
+    stream = server.llm.generate(
+        job.prompts[index],
+        job.params[index],
+        request_id=job.prompt_id(index),
+        priority=job.priority,
+        extra_key=job.extra_key,
+    )
+    try:
+        async with aclosing(cast(AsyncGenerator[RequestOutput, None], stream)):
+            async for output in stream:
+                clock.saw(output)
+                if output.finish_reason is FinishReason.ERROR:
+                    raise GenerationError(output.error or "the engine could not finish this request")
+                yield index, output
+    except RequestError as error:
+        if error.field == "prompt":
+            error.field = job.field
+        raise
+
+
+async def _merge(
+    streams: list[AsyncGenerator[tuple[int, RequestOutput], None]],
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """The items of all streams in the order of their coming; the first error ends all."""
+    queue: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[tuple[int, RequestOutput], None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    queue.put_nowait(item)
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        left = len(tasks)
+        while left:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        await _cancel(*tasks)
+
+
+async def collect(server: Server, receive: Receive, job: Job) -> list[list[RequestOutput]]:
+    """The final outputs, [P][n]. Raises ClientGoneError, after aborting, when the client leaves."""
+
+    async def work() -> list[list[RequestOutput]]:
+        final: list[list[Any]] = [[None] * params.n for params in job.params]
+        async with time_limit(server), aclosing(outputs(server, job)) as stream:
+            async for index, output in stream:
+                final[index][output.index] = output
+        return final
+
+    return await until_gone(receive, work())
+
+
+@asynccontextmanager
+async def time_limit(server: Server) -> AsyncIterator[None]:
+    """Raise RequestTimeoutError in the body when `request_timeout` is over."""
+    limit = server.options.request_timeout
+    try:
+        async with asyncio.timeout(limit) as scope:
+            yield
+    except TimeoutError:
+        if limit is None or not scope.expired():
+            raise
+        raise RequestTimeoutError(
+            f"the request was not finished within request_timeout, {limit:g} s, and was aborted"
+        ) from None
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; it is cancelled, and ClientGoneError raised, when the client leaves first.
+
+    The request's body must have been read: after it, `receive` only tells of the client's leaving.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        await _cancel(task, gone)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

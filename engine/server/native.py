@@ -1,0 +1,141 @@
+"""/generate, in SGLang's form."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from itertools import accumulate
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from ..errors import RequestError
+from ..outputs import RequestOutput
+from ..request import FinishReason, SamplingParams
+from .body import read_body
+from .generation import Job, collect, outputs
+from .logprobs import native_logprobs
+from .openai_common import need_tokenizer
+from .protocol.native import GenerateBody, read_sampling
+from .protocol.openai import read_prompts
+from .responses import json_response
+from .state import Server
+from .streaming import DONE, EventStream, event
+
+T = TypeVar("T")
+
+
+def add_generate_route(app: FastAPI, server: Server) -> None:
+    """Add /generate to `app`."""
+
+    @app.api_route("/generate", methods=["POST", "PUT"])
+    async def generate(request: Request) -> Response:
+        body = await read_body(request, GenerateBody, server.options.max_body_bytes)
+        answer = _Answer(server, body)
+        if body.stream:
+            return EventStream(server, answer.events())
+        finals = await collect(server, request.receive, answer.job)
+        items = [answer.item(k, each) for k, sequences in enumerate(finals) for each in sequences]
+        return json_response(items[0] if answer.single else items)
+
+
+class _Answer:
+    """One /generate request and how its outputs are written."""
+
+    def __init__(self, server: Server, body: GenerateBody) -> None:
+        self._server = server
+        self._started = time.perf_counter()
+        prompts, one = _prompts(server, body)
+        count = len(prompts)
+        want = _spread(body.return_logprob, count, "return_logprob")
+        self._tops = _spread(body.top_logprobs_num, count, "top_logprobs_num")
+        self._texts = server.texts if body.return_text_in_logprobs else None
+        logprobs = [top if on else None for on, top in zip(want, self._tops, strict=True)]
+        params = _params(server, body, logprobs)
+        field = "text" if body.text is not None else "input_ids"
+        self.job = Job(prompts, params, _id(body, count), field, body.priority, body.extra_key)
+        self.single = one and params[0].n == 1
+        self._first_index = [0, *accumulate(each.n for each in params)]  # of a prompt's sequences
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Text and figures so far, each time something new came."""
+        async with aclosing(outputs(self._server, self.job)) as stream:
+            async for prompt, output in stream:
+                if output.new_token_ids or output.text_delta or output.finish_reason is not None:
+                    index = self._first_index[prompt] + output.index
+                    item = self.item(prompt, output)
+                    yield event(item if self.single else {**item, "index": index})
+        yield DONE
+
+    def item(self, prompt: int, output: RequestOutput) -> dict[str, Any]:
+        """One sequence so far."""
+        meta = {
+            "id": output.request_id,
+            "finish_reason": _finish(output),
+            "prompt_tokens": output.num_prompt_tokens,
+            "completion_tokens": len(output.token_ids),
+            "cached_tokens": output.num_cached_tokens,
+            "e2e_latency": time.perf_counter() - self._started,
+        }
+        if output.logprobs is not None:
+            meta |= native_logprobs(self._texts, output.token_ids, output.logprobs, self._tops[prompt])
+        return {"text": output.text, "output_ids": output.token_ids, "meta_info": meta}
+
+
+def _prompts(server: Server, body: GenerateBody) -> tuple[list[str | list[int]], bool]:
+    """The prompts, and whether there is just one that is not in a list."""
+    if (body.text is None) == (body.input_ids is None):
+        raise RequestError("accepted is one of text and input_ids, and exactly one of them", "text")
+    if body.text is not None:
+        need_tokenizer(server, "text")
+        return read_prompts(body.text), isinstance(body.text, str)
+    return read_prompts(body.input_ids), not isinstance((body.input_ids or [0])[0], list)
+
+
+def _params(server: Server, body: GenerateBody, logprobs: list[int | None]) -> list[SamplingParams]:
+    """One for each prompt; `logprobs` is what each asks for."""
+    given = body.sampling_params
+    if isinstance(given, dict):
+        made = {
+            count: read_sampling(given, "sampling_params", server.default_sampling, count)
+            for count in set(logprobs)
+        }
+        return [made[count] for count in logprobs]
+    given = _spread(given, len(logprobs), "sampling_params")
+    return [
+        read_sampling(each, f"sampling_params[{k}]", server.default_sampling, count)
+        for k, (each, count) in enumerate(zip(given, logprobs, strict=True))
+    ]
+
+
+def _spread(value: T | list[T], count: int, name: str) -> list[T]:
+    """`value` for each of `count` prompts, or the list of as many values that it is."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise RequestError(f"{name} has {len(value)} entries; accepted is one value, or {count}", name)
+    return value
+
+
+def _id(body: GenerateBody, count: int) -> str:
+    if body.rid is None:
+        return uuid.uuid4().hex
+    if isinstance(body.rid, list):
+        if count != 1 or len(body.rid) != 1:
+            raise RequestError("rid is a list; accepted is one string, which a batch's ids begin with", "rid")
+        return body.rid[0]
+    if not body.rid:
+        raise RequestError("rid is empty; accepted is a string that is not", "rid")
+    return body.rid
+
+
+def _finish(output: RequestOutput) -> dict[str, Any] | None:
+    reason = output.finish_reason
+    if reason is None:
+        return None
+    if reason is FinishReason.LENGTH:
+        return {"type": "length", "length": len(output.token_ids)}
+    if reason is FinishReason.STOP:
+        return {"type": "stop", "matched": output.matched_stop}
+    return {"type": reason.value, "message": output.error or "the request was aborted"}

@@ -1,0 +1,53 @@
+"""Every option of the HTTP server; the command line is generated from it, as from EngineConfig."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import ConfigError
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Options of the server.
+
+    Raises ConfigError, naming the option, for a value that cannot be honoured.
+    """
+
+    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for every network")
+    port: int = _option(30000, "port to listen on; 0 takes a free one")
+    max_body_bytes: int = _option(32 * 2**20, "largest request body; longer ones are refused with 413")
+    request_timeout: float | None = _option(
+        None, "seconds that a request may take, waiting included; default: no limit"
+    )
+    drain_timeout: float = _option(30.0, "seconds that running requests get to finish after SIGTERM")
+    heartbeat_timeout: float = _option(
+        30.0, "seconds without a sign of life from the engine after which /health is red"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what the server logs")
+    access_log: bool = _option(False, "log a line for each HTTP request")
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            raise ConfigError("host is empty; accepted is an address such as 127.0.0.1")
+        _check("port", self.port, 0, 65535, integer=True)
+        _check("max_body_bytes", self.max_body_bytes, 1, math.inf, integer=True)
+        if self.request_timeout is not None:
+            _check("request_timeout", self.request_timeout, 0.001, math.inf)
+        _check("drain_timeout", self.drain_timeout, 0, math.inf)
+        _check("heartbeat_timeout", self.heartbeat_timeout, 1, math.inf)
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"log_level is {self.log_level!r}; accepted are debug, info, warning, error")
+
+
+def _check(name: str, value: object, low: float, high: float, integer: bool = False) -> None:
+    kinds = (int,) if integer else (int, float)
+    if isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high:
+        return
+    kind = "an integer" if integer else "a number"
+    bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+    raise ConfigError(f"{name} is {value!r}; accepted is {kind} {bounds}")

@@ -1,0 +1,153 @@
+"""Bodies of SGLang's routes: /generate, /tokenize, /detokenize, /abort_request."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from ...errors import RequestError
+from ...request import SamplingParams
+from .base import Body, Float, Int, parse
+from .openai import read_prompts
+from .sampling import check_bias, check_stop
+
+
+class GenerateBody(Body):
+    """Body of /generate: `text` or `input_ids`, one or a list."""
+
+    text: str | list[str] | None = None
+    input_ids: list[Any] | None = None
+    sampling_params: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    stream: bool = False
+    return_logprob: bool | list[bool] = False
+    top_logprobs_num: Int | list[Int] = 0
+    return_text_in_logprobs: bool = False
+    rid: str | list[str] | None = None
+    priority: Int = Field(default=0, ge=-(2**31), le=2**31 - 1)
+    extra_key: str = ""
+
+    # they tell SGLang what to write into its logs
+    without_effect: ClassVar[frozenset[str]] = frozenset({"log_metrics", "no_logs", "custom_labels"})
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "logprob_start_len": (-1,),
+        "token_ids_logprob": ([],),
+        "input_embeds": (),
+        "image_data": ([], ""),
+        "video_data": ([], ""),
+        "audio_data": ([], ""),
+        "modalities": ([],),
+        "return_hidden_states": (False,),
+        "return_routed_experts": (False,),
+        "return_entropy": (False,),
+        "return_bytes": (False,),
+        "session_params": ({},),
+        "lora_path": ("",),
+        "custom_logit_processor": ("",),
+        "background": (False,),
+    }
+
+    @field_validator("text", "return_logprob", "top_logprobs_num", "rid", "sampling_params", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object) -> object:
+        if value == []:
+            raise ValueError("one value, or a list that is not empty")
+        return value
+
+    @field_validator("input_ids", mode="before")
+    @classmethod
+    def _ids(cls, value: object) -> object:
+        prompts = read_prompts(value)
+        if isinstance(prompts[0], str):
+            raise ValueError("a list of token ids, or a list of such lists")
+        return value
+
+
+class GenerateSampling(Body):
+    """`sampling_params` of /generate, in SGLang's names."""
+
+    max_new_tokens: Int | None = 128
+    min_new_tokens: Int = 0
+    temperature: Float | None = None
+    top_k: Int | None = None
+    top_p: Float | None = None
+    min_p: Float | None = None
+    frequency_penalty: Float = 0.0
+    presence_penalty: Float = 0.0
+    repetition_penalty: Float | None = None
+    logit_bias: dict[str, Float] = Field(default_factory=dict)
+    sampling_seed: Int | None = None
+    stop: list[str] = Field(default_factory=list)
+    stop_token_ids: list[Int] = Field(default_factory=list)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    n: Int = 1
+
+    # how often SGLang's scheduler sends; every step is sent here, which a client sees sooner
+    without_effect: ClassVar[frozenset[str]] = frozenset({"stream_interval"})
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "json_schema": (),
+        "regex": (),
+        "ebnf": (),
+        "structural_tag": (),
+        "stop_regex": ([], ""),
+        "spaces_between_special_tokens": (True,),
+        "custom_params": ({},),
+    }
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_list(cls, value: object) -> object:
+        return check_stop(value)
+
+    @field_validator("logit_bias", mode="after")
+    @classmethod
+    def _bias_keys(cls, value: dict[str, float]) -> dict[str, float]:
+        return check_bias(value)
+
+
+def read_sampling(
+    data: object, where: str, defaults: Mapping[str, float | int], logprobs: int | None
+) -> SamplingParams:
+    """The engine's parameters for one `sampling_params` object at the JSON path `where`."""
+    body = parse(GenerateSampling, data, where)
+    given = body.model_dump(exclude_unset=True)
+    fields: dict[str, Any] = {
+        name: value for name, value in defaults.items() if name in GenerateSampling.model_fields
+    }
+    fields |= given
+    fields["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
+    try:
+        return SamplingParams(logprobs=logprobs, **fields)
+    except RequestError as error:
+        name = "top_logprobs_num" if error.field == "logprobs" else f"{where}.{error.field}"
+        text = str(error).replace(error.field or "", name, 1)
+        raise RequestError(text, name, error.status) from None
+
+
+class TokenizeBody(Body):
+    """Body of /tokenize: `prompt` or `messages`."""
+
+    prompt: str | None = None
+    messages: list[Any] | None = Field(default=None, min_length=1)
+    model: str = "default"
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"return_token_strs": (False,)}
+
+
+class DetokenizeBody(Body):
+    """Body of /detokenize."""
+
+    tokens: list[Int]
+    model: str = "default"
+    skip_special_tokens: bool = True
+
+
+class AbortBody(Body):
+    """Body of /abort_request: a request's id, or everything."""
+
+    rid: str = ""
+    abort_all: bool = False

@@ -1,0 +1,180 @@
+"""Bodies of /v1/completions and /v1/chat/completions."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from ...errors import RequestError
+from .base import Body, Int, parse, shorten
+from .sampling import SamplingBody
+
+# Labels for accounting, and hints to OpenAI's own machines: none reaches the model.
+_LABELS = frozenset(
+    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
+)
+
+# Extensions that vLLM's and SGLang's clients send.
+_EXTENSIONS: dict[str, tuple[object, ...]] = {
+    "use_beam_search": (False,),
+    "length_penalty": (1.0, 1),
+    "include_stop_str_in_output": (False,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
+    "add_special_tokens": (True,),
+    "return_token_ids": (False,),
+    "return_hidden_states": (False,),
+    "regex": (),
+    "ebnf": (),
+    "json_schema": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "stop_regex": (),
+    "lora_path": ("",),
+    "logit_processors": ([],),
+    "custom_params": (),
+}
+
+Prompt = str | list[int]
+
+
+class CompletionBody(SamplingBody):
+    """Body of /v1/completions."""
+
+    prompt: list[Any]
+    max_tokens: Int = 16
+    logprobs: Int | None = None
+    best_of: Int | None = None
+
+    without_effect: ClassVar[frozenset[str]] = _LABELS
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        **_EXTENSIONS,
+        "echo": (False,),
+        "suffix": ("",),
+        "response_format": ({"type": "text"},),
+    }
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompts(cls, value: object) -> list[Prompt]:
+        return read_prompts(value)
+
+
+def read_prompts(value: object) -> list[Prompt]:
+    """The prompts, each a text or a list of token ids. Raises ValueError saying what is accepted."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(each, str) for each in value):
+            return value
+        if _is_ids(value):
+            return [value]
+        if all(isinstance(each, list) and each and _is_ids(each) for each in value):
+            return value
+    raise ValueError("a string, a list of strings, a list of token ids, or a list of such lists; none empty")
+
+
+def _is_ids(items: list[Any]) -> bool:
+    # type(), for True is an int to isinstance; the bound keeps a huge integer from the int32 arrays
+    return all(type(each) is int and -(2**31) <= each < 2**31 for each in items)
+
+
+class ChatBody(SamplingBody):
+    """Body of /v1/chat/completions."""
+
+    messages: list[Any] = Field(min_length=1)
+    max_tokens: Int | None = None
+    max_completion_tokens: Int | None = None
+    logprobs: bool = False
+    top_logprobs: Int | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    # parallel_tool_calls has nothing to act on while tools are refused
+    without_effect: ClassVar[frozenset[str]] = _LABELS | {"parallel_tool_calls"}
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        **_EXTENSIONS,
+        "store": (False,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "reasoning_effort": (),
+        "verbosity": ("medium",),
+        "echo": (False,),
+        "best_of": (1,),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+        "chat_template": (),
+        "documents": ([],),
+        "separate_reasoning": (True,),
+        "stream_reasoning": (True,),
+    }
+
+
+class Message(Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Any] = ""
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})  # an answer's, sent back
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "refusal": (),
+        "audio": (),
+        "tool_calls": ([],),
+        "function_call": (),
+        "reasoning_content": ("",),
+    }
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _content(cls, value: object) -> object:
+        if not isinstance(value, (str, list)):
+            raise ValueError("a string, or a list of text parts")
+        return value
+
+
+class TextPart(Body):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+def read_messages(items: list[Any], where: str = "messages") -> list[dict[str, Any]]:
+    """Messages as a chat template takes them: text parts joined by newlines, nulls left out.
+
+    Raises RequestError naming the message and field, images and sound included.
+    """
+    messages = []
+    for index, item in enumerate(items):
+        path = f"{where}[{index}]"
+        if isinstance(item, dict) and item.get("role") != "assistant" and item.get("content") is None:
+            raise RequestError(f"{path}.content is missing", f"{path}.content")
+        message = parse(Message, item, path)
+        fields = message.model_dump(exclude_none=True)
+        if isinstance(message.content, list):
+            parts = enumerate(message.content)
+            fields["content"] = "\n".join(_text_of(part, f"{path}.content[{k}]") for k, part in parts)
+        messages.append(fields)
+    return messages
+
+
+def _text_of(part: object, path: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise RequestError(
+            f'{path}.type is {shorten(kind)}; this model reads text, accepted is "text"', f"{path}.type"
+        )
+    return parse(TextPart, part, path).text

@@ -1,0 +1,139 @@
+"""The sampling fields that OpenAI's two routes share, and their way to `SamplingParams`."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from ...errors import RequestError
+from ...request import SamplingParams
+from .base import Body, Float, Int, parse, shorten
+
+DEFAULT_NAME = "default"  # always means the served model
+MAX_STOP = 16  # stop strings per request; OpenAI takes 4
+
+# SamplingParams' name -> the name in OpenAI's requests, where they differ
+_OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+
+# generation_config.json gives defaults for these
+_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class StreamOptions(Body):
+    """What a stream carries beside the text."""
+
+    include_usage: bool = False
+    without_effect: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"continuous_usage_stats": (False,)}
+
+
+class SamplingBody(Body):
+    """Fields of /v1/completions and /v1/chat/completions alike. Those below `seed` are extensions."""
+
+    model: str = DEFAULT_NAME
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    n: Int = 1
+    temperature: Float | None = None
+    top_p: Float | None = None
+    frequency_penalty: Float = 0.0
+    presence_penalty: Float = 0.0
+    logit_bias: dict[str, Float] = Field(default_factory=dict)
+    stop: list[str] = Field(default_factory=list)
+    seed: Int | None = None
+    top_k: Int | None = None
+    min_p: Float | None = None
+    repetition_penalty: Float | None = None
+    min_tokens: Int = 0
+    stop_token_ids: list[Int] = Field(default_factory=list)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    priority: Int = Field(default=0, ge=-(2**31), le=2**31 - 1)
+    cache_salt: str = ""
+    extra_key: str = ""
+    rid: str | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_list(cls, value: object) -> object:
+        return check_stop(value)
+
+    @field_validator("logit_bias", mode="after")
+    @classmethod
+    def _bias_keys(cls, value: dict[str, float]) -> dict[str, float]:
+        return check_bias(value)
+
+
+def check_stop(value: object) -> object:
+    """`stop` as a list of strings, from a string or a list. Raises ValueError saying what is accepted."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(each, str) and each for each in items):
+        raise ValueError("a string that is not empty, or a list of such")
+    if len(items) > MAX_STOP:
+        raise ValueError(f"a list of at most {MAX_STOP} strings")
+    return items
+
+
+def check_bias(value: dict[str, float]) -> dict[str, float]:
+    """`value`, if its keys are token ids. Raises ValueError saying what is accepted."""
+    for key in value:
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise ValueError(f"an object whose keys are token ids, which {shorten(key)} is not")
+    return value
+
+
+def read_stream_options(body: SamplingBody) -> StreamOptions:
+    """The stream options of `body`. Raises RequestError when there are some without a stream."""
+    if body.stream_options is None:
+        return StreamOptions()
+    if not body.stream:
+        raise RequestError("stream_options is given; it is accepted only with stream true", "stream_options")
+    return parse(StreamOptions, body.stream_options, "stream_options")
+
+
+def cache_key(body: SamplingBody) -> str:
+    """What separates this request's cached prefixes from others'."""
+    return f"{body.extra_key}\0{body.cache_salt}" if body.cache_salt else body.extra_key
+
+
+def sampling_params(
+    body: SamplingBody,
+    defaults: Mapping[str, float | int],
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> SamplingParams:
+    """The engine's parameters for `body`; `defaults` fill what it leaves open.
+
+    Raises RequestError in OpenAI's names.
+    """
+    given = {name: getattr(body, name) for name in _DEFAULTED}
+    chosen = {name: value for name, value in defaults.items() if name in _DEFAULTED}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return SamplingParams(
+            max_new_tokens=max_tokens,
+            min_new_tokens=body.min_tokens,
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            logit_bias={int(token): bias for token, bias in body.logit_bias.items()},
+            sampling_seed=body.seed,
+            stop=tuple(body.stop),
+            stop_token_ids=tuple(body.stop_token_ids),
+            ignore_eos=body.ignore_eos,
+            skip_special_tokens=body.skip_special_tokens,
+            no_stop_trim=body.no_stop_trim,
+            n=body.n,
+            logprobs=logprobs,
+            **chosen,  # type: ignore[arg-type]
+        )
+    except RequestError as error:
+        raise rename(error) from None
+
+
+def rename(error: RequestError) -> RequestError:
+    """`error` in the words of OpenAI's requests."""
+    name = _OPENAI_NAMES.get(error.field or "")
+    if name is None or error.field is None:
+        return error
+    return RequestError(str(error).replace(error.field, name), name, error.status)

@@ -1,0 +1,154 @@
+"""`serve`: the engine process, the HTTP server over it, and how both end.
+
+start     bind the port (a port in use is known at once), start the engine, tell what was chosen, listen
+SIGTERM   /health and new requests get 503, running ones finish within `drain_timeout`; status 0
+again     running requests are aborted now
+engine    its end fails open requests, turns /health red, and ends the server with status 1
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from ..async_llm import AsyncLLM
+from ..config import EngineConfig
+from ..errors import ConfigError
+from ..runner import Backend
+from .app import create_app
+from .options import ServerOptions
+from .state import Server
+
+_WATCH_INTERVAL = 0.25  # seconds between looks at the engine process
+_LAST_WORDS = 2.0  # seconds in which clients still hear that the engine died
+_GOODBYE = 5  # seconds for answers to be written after the last request ended
+
+
+def serve(config: EngineConfig, options: ServerOptions, backend: Backend) -> int:
+    """Serve until told to stop, or until the engine dies; the process's exit status.
+
+    Raises ConfigError when the address cannot be bound, and what the engine's start raises.
+    """
+    logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s: %(message)s")
+    with bind(options) as listener:
+        return asyncio.run(_serve(config, options, backend, listener))
+
+
+def bind(options: ServerOptions) -> socket.socket:
+    """A socket bound to the options' address, not yet listening. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        # A port whose last server just ended is free; one that somebody listens on is not.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"port {options.port} on host {options.host} cannot be bound: {error.strerror or error};"
+            " accepted are a local address and a port that is free"
+        ) from None
+    return listener
+
+
+async def _serve(
+    config: EngineConfig, options: ServerOptions, backend: Backend, listener: socket.socket
+) -> int:
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    llm = AsyncLLM(config, backend)
+    try:
+        if not await _unless_signalled(llm.start(), signals):
+            return 0
+        _announce(llm, options, listener)
+        return await _run(llm, options, listener, signals)
+    finally:
+        await llm.close()
+
+
+async def _unless_signalled(work: Coroutine[Any, Any, None], signals: "asyncio.Queue[None]") -> bool:
+    """Await `work`; False, with `work` cancelled, when a signal comes first."""
+    task, signalled = asyncio.create_task(work), asyncio.create_task(signals.get())
+    await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return False
+
+
+async def _run(
+    llm: AsyncLLM, options: ServerOptions, listener: socket.socket, signals: "asyncio.Queue[None]"
+) -> int:
+    """Listen until a signal, or the engine's end; the exit status."""
+    app = create_app(llm, options)
+    server = _Uvicorn(
+        uvicorn.Config(
+            app,
+            log_level=options.log_level,
+            access_log=options.access_log,
+            lifespan="off",
+            timeout_graceful_shutdown=_GOODBYE,
+        )
+    )
+    listening = asyncio.create_task(server.serve(sockets=[listener]))
+    signalled = asyncio.create_task(signals.get())
+    dead = asyncio.create_task(_until_dead(llm))
+    await asyncio.wait((listening, signalled, dead), return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done() and not dead.done():
+        await _drain(app.state.server, dead, signals)
+    if dead.done():
+        print("radixmesh: error: the engine process has ended; the server ends with it", file=sys.stderr)
+        await asyncio.wait((listening,), timeout=_LAST_WORDS)
+    server.should_exit = True
+    for task in (signalled, dead):
+        task.cancel()
+    await listening
+    return 1 if not llm.alive or not signalled.done() or signalled.cancelled() else 0
+
+
+async def _drain(server: Server, dead: "asyncio.Task[None]", signals: "asyncio.Queue[None]") -> None:
+    """Let running requests finish; a second signal, or the engine's end, cuts it short."""
+    count, limit = server.llm.num_open_requests, server.options.drain_timeout
+    print(f"stopping: {count} running requests have {limit:g} s to finish", file=sys.stderr)
+    server.draining = True
+    drained = asyncio.create_task(server.llm.drain(limit))
+    again = asyncio.create_task(signals.get())
+    await asyncio.wait((drained, again, dead), return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if not drained.done():
+        drained.cancel()
+        if not dead.done():
+            await server.llm.abort(None)
+
+
+async def _until_dead(llm: AsyncLLM) -> None:
+    while llm.alive:
+        await asyncio.sleep(_WATCH_INTERVAL)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, without its signal handlers: ours drain first."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _announce(llm: AsyncLLM, options: ServerOptions, listener: socket.socket) -> None:
+    """Tell the model, every automatic choice with its reason, and the address."""
+    for choice in llm.choices:
+        print(f"{choice.name}={choice.value}: {choice.reason}", file=sys.stderr)
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"radixmesh serves {llm.info.name} at http://{host}:{port}", file=sys.stderr, flush=True)

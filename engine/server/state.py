@@ -1,0 +1,48 @@
+"""What every route needs: the engine's async edge, the options and the metrics."""
+
+from dataclasses import dataclass, field
+
+from ..async_llm import AsyncLLM
+from ..errors import NotServingError
+from .logprobs import TokenTexts
+from .metrics import Metrics
+from .options import ServerOptions
+
+
+@dataclass(slots=True)
+class Server:
+    """One running server, over a started engine. `draining` is set once, when it was told to stop."""
+
+    llm: AsyncLLM
+    options: ServerOptions
+    metrics: Metrics = field(default_factory=Metrics)
+    draining: bool = False
+    texts: TokenTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.llm.tokenizer)
+        self.metrics.watch_engine(lambda: self.llm.stats)
+
+    @property
+    def default_sampling(self) -> dict[str, float | int]:
+        """Values of sampling fields that a request leaves open, as the model's makers chose them."""
+        return self.llm.info.default_sampling if self.llm.config.sampling_defaults == "model" else {}
+
+    def sickness(self) -> str | None:
+        """Why requests cannot be served now, in one sentence; None when they can. Takes no time."""
+        if not self.llm.alive:
+            return "the engine process has ended"
+        if self.draining:
+            return "draining: the server is shutting down"
+        age = self.llm.heartbeat_age
+        if age > self.options.heartbeat_timeout:
+            return (
+                f"the engine gave no sign of life for {age:.1f} s;"
+                f" the bound is {self.options.heartbeat_timeout:g} s"
+            )
+        return None
+
+    def check_serving(self) -> None:
+        """Raise NotServingError while draining."""
+        if self.draining:
+            raise NotServingError("the server is shutting down and takes no new requests")

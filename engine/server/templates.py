@@ -1,0 +1,28 @@
+"""From messages to token ids, by the model's chat template."""
+
+from typing import Any
+
+from ..errors import RequestError
+from .openai_common import need_tokenizer
+from .protocol.base import shorten
+from .protocol.openai import read_messages
+from .state import Server
+
+# What the template already gets from elsewhere.
+_TAKEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+_TAKEN |= {"tokenize", "chat_template", "conversation", "return_dict", "return_tensors"}
+
+
+def chat_ids(
+    server: Server, items: list[Any], kwargs: dict[str, Any], add_generation_prompt: bool = True
+) -> list[int]:
+    """The prompt's token ids. Raises RequestError naming the message, or what the template said."""
+    tokenizer = need_tokenizer(server, "messages")
+    for name in kwargs:
+        if name in _TAKEN:
+            path = f"chat_template_kwargs.{name}"
+            raise RequestError(f"{path} is {shorten(kwargs[name])}; the server itself sets {name}", path)
+    messages = read_messages(items)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+    # The template writes its own special tokens.
+    return tokenizer.encode(text, add_special_tokens=False, max_tokens=server.llm.info.context_length)
