@@ -157,7 +157,7 @@ def third_party(path: Path) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"radixmesh"}
+    return names - set(sys.stdlib_module_names) - {"radixmesh", "tests"}
 
 
 @pytest.mark.parametrize(
