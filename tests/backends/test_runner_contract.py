@@ -1,0 +1,383 @@
+"""What every runner owes the engine: a request's tokens do not depend on how its steps were planned.
+
+Steps are planned here by hand, not by the scheduler. To hold another runner to the contract, add a line to
+`RUNNERS`. A runner is made once and used by all tests, so pages and slots are full of what others left.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from radixmesh.backends.fake.oracle import expected_tokens
+from radixmesh.backends.fake.runner import FakeRunner
+from radixmesh.engine.batch import SamplingArrays, SamplingVariant, ScheduleBatch, StepTokens
+from radixmesh.engine.request import MAX_TOP_LOGPROBS, Request, SamplingParams
+from radixmesh.engine.runner import ModelRunner, PendingTokens, RunnerCapacity
+
+GREEDY, SAMPLE, FULL = SamplingVariant.GREEDY, SamplingVariant.SAMPLE, SamplingVariant.FULL
+
+
+@dataclass(frozen=True)
+class Case:
+    """A runner under test, warmed up. It needs 32 pages, 4 rows, 32 tokens a step and 64 page table entries.
+
+    `oracle(prompt, count, seed)` gives its tokens without it (`seed` None is greedy); None where other tests
+    do that.
+    """
+
+    create: Callable[[], ModelRunner]
+    vocab_size: int
+    oracle: Callable[[Sequence[int], int, int | None], list[int]] | None = None
+
+
+def fake_runner() -> ModelRunner:
+    return FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997)
+
+
+RUNNERS = {
+    "fake": Case(
+        fake_runner, 997, lambda prompt, count, seed: expected_tokens(prompt, count, 997, seed=seed)
+    ),
+}
+
+
+@dataclass
+class Row:
+    """One sequence as the planner sees it: known tokens, pages, and how far it is computed."""
+
+    tokens: list[int]
+    pages: list[int]
+    slot: int
+    seed: int | None = None  # None: greedy
+    forbidden: tuple[int, ...] = ()
+    variant: SamplingVariant = GREEDY
+    computed: int = 0
+    in_flight: int = 0
+    output: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) + self.in_flight
+
+    def inputs(self, count: int) -> list[int]:
+        end = self.computed + count
+        known = self.tokens[self.computed : end]
+        return known + [-1 - self.slot] * (count - len(known))
+
+    def sampling(self, num_top: int) -> Request:
+        params = SamplingParams(temperature=0.0 if self.seed is None else 1.0, logprobs=num_top)
+        return Request(f"slot-{self.slot}", np.array(self.tokens, np.int32), params)
+
+
+Part = tuple[Row, int]  # a row and how many tokens of it are computed in the step
+
+
+class Bench:
+    """Plans steps by hand and runs them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.runner = case.create()
+        self.runner.warmup()
+        self.capacity = self.runner.capacity
+        self.steps = 0
+        self.rng = random.Random(0)
+
+    def pages(self) -> Iterator[int]:
+        """Every page once, in no order."""
+        ids = list(range(self.capacity.num_pages))
+        self.rng.shuffle(ids)
+        return iter(ids)
+
+    def pages_for(self, num_tokens: int, free: Iterator[int]) -> list[int]:
+        return list(islice(free, -(-num_tokens // self.capacity.page_size)))
+
+    def prompt(self, length: int, salt: int = 0) -> list[int]:
+        rng = random.Random(1000 * length + salt)
+        return [rng.randrange(self.case.vocab_size) for _ in range(length)]
+
+    def launch(self, *parts: Part) -> tuple[tuple[Part, ...], list[Row], PendingTokens]:
+        batch, sampled = plan(self.steps, parts, self.capacity.page_size)
+        self.steps += 1
+        for row, count in parts:
+            row.computed += count
+            row.in_flight += row in sampled
+        return parts, sampled, self.runner.forward(batch)
+
+    def collect(self, launched: tuple[tuple[Part, ...], list[Row], PendingTokens]) -> StepTokens:
+        _, sampled, pending = launched
+        result = pending.result()
+        assert result.token_ids.shape == (len(sampled),)
+        for row, token in zip(sampled, result.token_ids.tolist(), strict=True):
+            assert 0 <= token < self.case.vocab_size
+            row.in_flight -= 1
+            row.tokens.append(token)
+            row.output.append(token)
+        return result
+
+    def run(self, *parts: Part) -> StepTokens:
+        return self.collect(self.launch(*parts))
+
+    def alone(self, prompt: Sequence[int], count: int, seed: int | None = None) -> list[int]:
+        """The simplest plan: the whole prompt in one step, then a step for each token that the host knows."""
+        variant = GREEDY if seed is None else SAMPLE
+        free = self.pages()
+        row = Row(list(prompt), self.pages_for(len(prompt) + count, free), 0, seed, variant=variant)
+        self.run((row, len(prompt)))
+        for _ in range(count - 1):
+            self.run((row, 1))
+        return row.output
+
+
+def plan(step: int, parts: Sequence[Part], page_size: int) -> tuple[ScheduleBatch, list[Row]]:
+    """The batch that computes `parts`, decode rows first, and the rows that sample."""
+    rows = [row for row, _ in parts]
+    counts = np.array([count for _, count in parts], np.int32)
+    starts = np.array([row.computed for row in rows], np.int32)
+    ends = starts + counts
+    tables = [row.pages[: -(-int(end) // page_size)] for row, end in zip(rows, ends, strict=True)]
+    positions = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+    kv_slots = [
+        np.array(table)[place // page_size] * page_size + place % page_size
+        for table, place in zip(tables, positions, strict=True)
+    ]
+    wanted = [index for index, row in enumerate(rows) if ends[index] == row.length]
+    offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    sampled = [rows[index] for index in wanted]
+    batch = ScheduleBatch(
+        step=step,
+        rows=tuple(row.sampling(0) for row in rows),
+        sampled=tuple(row.sampling(0) for row in sampled),
+        variant=max((row.variant for row in sampled), default=GREEDY),
+        num_decode_rows=sum(row.computed >= len(row.tokens) - 1 and count == 1 for row, count in parts),
+        token_ids=i32([token for row, count in parts for token in row.inputs(count)]),
+        positions=np.concatenate(positions).astype(np.int32),
+        kv_slots=np.concatenate(kv_slots).astype(np.int32),
+        cu_q_lens=offsets,
+        kv_lens=ends,
+        page_indices=i32([page for table in tables for page in table]),
+        page_offsets=i32([0, *np.cumsum([len(table) for table in tables])]),
+        logits_positions=i32([offsets[index + 1] - 1 for index in wanted]),
+        logits_rows=i32(wanted),
+        sampling=sampling_arrays(sampled, i32([ends[index] for index in wanted])),
+    )
+    return batch, sampled
+
+
+def sampling_arrays(rows: Sequence[Row], indices: np.ndarray) -> SamplingArrays:
+    count = len(rows)
+    ones, zeros = np.ones(count, np.float32), np.zeros(count, np.float32)
+    full = max((row.variant for row in rows), default=GREEDY) == FULL
+    biased = [(index, token) for index, row in enumerate(rows) for token in row.forbidden if full]
+    return SamplingArrays(
+        slots=i32([row.slot for row in rows]),
+        temperature=np.array([0.0 if row.seed is None else 1.0 for row in rows], np.float32),
+        top_k=np.zeros(count, np.int32),
+        top_p=ones,
+        min_p=zeros,
+        seeds=np.array([row.seed or 0 for row in rows], np.uint32),
+        indices=indices,
+        frequency_penalty=zeros,
+        presence_penalty=zeros,
+        repetition_penalty=ones,
+        prompt_lens=i32([len(row.tokens) - len(row.output) for row in rows]),
+        bias_rows=i32([index for index, _ in biased]),
+        bias_ids=i32([token for _, token in biased]),
+        bias_values=np.full(len(biased), -np.inf, np.float32),
+    )
+
+
+def i32(values: Sequence[int]) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(RUNNERS[request.param])
+    yield made
+    made.runner.close()
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_simplest_plan_gives_what_the_oracle_says(bench: Bench, seed: int | None) -> None:
+    if bench.case.oracle is None:
+        pytest.skip("this runner's oracle is in its own tests")
+    for length in (1, 7, 8, 9, 20):
+        prompt = bench.prompt(length)
+        assert bench.alone(prompt, 6, seed) == bench.case.oracle(prompt, 6, seed)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 9, 16])
+def test_prefill_in_chunks_is_prefill_in_one(bench: Bench, chunk: int) -> None:
+    prompt = bench.prompt(21)
+    row = Row(list(prompt), bench.pages_for(26, bench.pages()), 1)
+    while row.computed < len(prompt):
+        bench.run((row, min(chunk, len(prompt) - row.computed)))
+    for _ in range(3):
+        bench.run((row, 1))
+    assert row.output == bench.alone(prompt, 4)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_steps_take_effect_in_order_before_anyone_asks_for_results(bench: Bench, ahead: int) -> None:
+    """Decode rows take their token from the slot; the host runs `ahead` steps ahead."""
+    prompts = [bench.prompt(11), bench.prompt(4)]
+    free = bench.pages()
+    rows = [Row(list(prompt), bench.pages_for(24, free), slot) for slot, prompt in enumerate(prompts, 1)]
+    launched = [bench.launch(*((row, len(row.tokens)) for row in rows))]
+    for _ in range(9):
+        launched.append(bench.launch(*((row, 1) for row in rows)))
+        if len(launched) > ahead:
+            bench.collect(launched.pop(0))
+    for each in launched:
+        bench.collect(each)
+    assert [row.output for row in rows] == [bench.alone(prompt, 10) for prompt in prompts]
+
+
+def test_a_slot_keeps_its_token_while_others_step(bench: Bench) -> None:
+    free = bench.pages()
+    idle = Row(bench.prompt(10), bench.pages_for(16, free), 2)
+    busy = Row(bench.prompt(6), bench.pages_for(16, free), 3)
+    want = bench.alone(idle.tokens, 3), bench.alone(busy.tokens, 5)
+    launched = [bench.launch((idle, 10), (busy, 6))]
+    launched += [bench.launch((busy, 1)) for _ in range(3)]
+    launched.append(bench.launch((busy, 1), (idle, 1)))
+    launched.append(bench.launch((idle, 1)))
+    for each in launched:
+        bench.collect(each)
+    assert (idle.output, busy.output) == want
+
+
+def test_decode_and_prefill_in_one_step(bench: Bench) -> None:
+    free = bench.pages()
+    prompts = [bench.prompt(9), bench.prompt(17), bench.prompt(5)]
+    first, second, third = (
+        Row(list(prompt), bench.pages_for(24, free), slot) for slot, prompt in enumerate(prompts)
+    )
+    bench.run((first, 9))
+    bench.run((first, 1), (second, 7))
+    bench.run((first, 1), (second, 9), (third, 5))
+    bench.run((third, 1), (first, 1), (second, 1))
+    bench.run((second, 1), (third, 1))
+    for row, prompt in zip((first, second, third), prompts, strict=True):
+        assert row.output == bench.alone(prompt, len(row.output))
+    assert [len(row.output) for row in (first, second, third)] == [4, 2, 3]
+
+
+def test_pages_may_be_shared_and_lie_anywhere(bench: Bench) -> None:
+    """Requests with the same beginning read the same pages, also while a third still prefills."""
+    size = bench.capacity.page_size
+    stem = bench.prompt(2 * size)
+    free = bench.pages()
+    owner = Row([*stem, 1, 2], bench.pages_for(3 * size, free), 0)
+    bench.run((owner, len(owner.tokens)))
+    tails = ([3], [4, 5, 6])
+    sharers = [
+        Row([*stem, *tail], [*owner.pages[:2], *bench.pages_for(size, free)], slot, computed=2 * size)
+        for slot, tail in enumerate(tails, 1)
+    ]
+    bench.run((owner, 1), *((row, len(tail)) for row, tail in zip(sharers, tails, strict=True)))
+    for _ in range(3):
+        bench.run(*((row, 1) for row in (owner, *sharers)))
+    assert owner.output == bench.alone([*stem, 1, 2], 5)
+    for row, tail in zip(sharers, tails, strict=True):
+        assert row.output == bench.alone([*stem, *tail], 4)
+
+
+def test_pages_and_slot_change_hands_while_a_step_is_in_flight(bench: Bench) -> None:
+    """What the former owner still writes comes before what the new owner writes."""
+    pages = bench.pages_for(24, bench.pages())
+    old = Row(bench.prompt(14), pages, 1)
+    new = Row(bench.prompt(12), list(reversed(pages)), 1)
+    want = bench.alone(old.tokens, 3), bench.alone(new.tokens, 4)
+    launched = [bench.launch((old, 14)), bench.launch((old, 1)), bench.launch((old, 1))]
+    launched += [bench.launch((new, 12)), *(bench.launch((new, 1)) for _ in range(3))]
+    for each in launched:
+        bench.collect(each)
+    assert (old.output, new.output) == want
+
+
+def test_a_step_may_sample_nothing(bench: Bench) -> None:
+    row = Row(bench.prompt(12), bench.pages_for(16, bench.pages()), 0)
+    want = bench.alone(row.tokens, 2)
+    assert len(bench.run((row, 5)).token_ids) == 0
+    bench.run((row, 7))
+    bench.run((row, 1))
+    assert row.output == want
+
+
+def test_as_many_rows_and_tokens_as_the_capacity_says(bench: Bench) -> None:
+    capacity = bench.capacity
+    each = min(capacity.max_step_tokens // capacity.max_running_requests, 2 * capacity.page_size - 4)
+    free = bench.pages()
+    prompts = [bench.prompt(each, slot) for slot in range(capacity.max_running_requests)]
+    rows = [Row(list(prompt), bench.pages_for(each + 3, free), slot) for slot, prompt in enumerate(prompts)]
+    rows = [row for row in rows if len(row.pages) * capacity.page_size >= each + 3]
+    bench.run(*((row, each) for row in rows))
+    bench.run(*((row, 1) for row in rows))
+    for row, prompt in zip(rows[:8], prompts, strict=False):
+        assert row.output == bench.alone(prompt, 2)
+    longest = min(capacity.max_step_tokens, capacity.num_pages * capacity.page_size - 2)
+    row = Row(bench.prompt(longest), bench.pages_for(longest + 2, bench.pages()), 0)
+    want = bench.alone(row.tokens, 2)
+    bench.run((row, longest // 2))
+    bench.run((row, longest - longest // 2))
+    bench.run((row, 1))
+    assert row.output == want
+
+
+def test_a_seed_fixes_the_tokens_whatever_else_runs(bench: Bench) -> None:
+    prompt = bench.prompt(10)
+    free = bench.pages()
+    seeds = (7, None, 8, 7)
+    rows = [
+        Row(list(prompt), bench.pages_for(24, free), slot, seed, variant=GREEDY if seed is None else SAMPLE)
+        for slot, seed in enumerate(seeds)
+    ]
+    bench.run((rows[0], 10))
+    bench.run((rows[0], 1), *((row, 10) for row in rows[1:]))
+    for _ in range(10):
+        bench.run(*((row, 1) for row in rows[::-1]))
+    bench.run(*((row, 1) for row in rows[1:]))
+    want = {seed: bench.alone(prompt, 12, seed) for seed in seeds}
+    assert [row.output for row in rows] == [want[seed] for seed in seeds]
+    assert want[7] != want[8]
+
+
+def test_variants_agree_on_rows_that_ask_for_nothing(bench: Bench) -> None:
+    """A greedy row is the same in a sampling step and in a full one."""
+    prompt = bench.prompt(13)
+    want = bench.alone(prompt, 4)
+    for variant in (SAMPLE, FULL):
+        row = Row(list(prompt), bench.pages_for(20, bench.pages()), 0, variant=variant)
+        bench.run((row, 13))
+        for _ in range(3):
+            bench.run((row, 1))
+        assert row.output == want
+
+
+def test_a_forbidden_token_is_not_chosen_and_only_for_its_row(bench: Bench) -> None:
+    prompt = bench.prompt(13)
+    likeliest = bench.alone(prompt, 1)[0]
+    free = bench.pages()
+    plain = Row(list(prompt), bench.pages_for(16, free), 0, variant=FULL)
+    other = replace(plain, tokens=list(prompt), pages=bench.pages_for(16, free), slot=1, output=[])
+    other.forbidden = (likeliest,)
+    bench.run((plain, 13), (other, 13))
+    assert plain.output == [likeliest]
+    assert other.output != [likeliest]
+
+
+def test_logprobs_come_best_first(bench: Bench) -> None:
+    row = Row(bench.prompt(9), bench.pages_for(16, bench.pages()), 0, variant=FULL)
+    result = bench.run((row, 9))
+    assert result.logprobs is not None and result.top_ids is not None and result.top_logprobs is not None
+    assert result.top_ids.shape == result.top_logprobs.shape == (1, MAX_TOP_LOGPROBS)
+    assert len(set(result.top_ids[0].tolist())) == MAX_TOP_LOGPROBS
+    assert (np.diff(result.top_logprobs[0]) <= 0).all() and result.top_logprobs[0, 0] <= 0
+    assert result.top_ids[0, 0] == row.output[0]  # greedy
+    assert np.isclose(result.logprobs[0], result.top_logprobs[0, 0])
