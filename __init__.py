@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backends.api import LLM, AsyncLLM
+    from .backends.api import LLM
+    from .backends.async_api import AsyncLLM
     from .engine.config import EngineConfig
     from .engine.request import SamplingParams
 
@@ -21,7 +22,7 @@ __all__ = ["LLM", "AsyncLLM", "EngineConfig", "SamplingParams", "__version__"]
 
 _HOME = {
     "LLM": ".backends.api",
-    "AsyncLLM": ".backends.api",
+    "AsyncLLM": ".backends.async_api",
     "EngineConfig": ".engine.config",
     "SamplingParams": ".engine.request",
 }

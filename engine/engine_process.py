@@ -1,0 +1,203 @@
+"""The engine's own process: a loop that takes messages, steps the engine and sends what came out.
+
+Started by `EngineClient` as `main()` with a folder of sockets, and a pickled (config, backend) on stdin.
+It ends on `Shutdown`, on a fatal error, and when its parent is gone: stdin ends then.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+
+import msgspec
+import zmq
+
+from .config import Choice
+from .engine import Engine
+from .errors import ConfigError, ModelError, RequestError
+from .messages import (
+    Abort,
+    AddRequest,
+    Described,
+    Fatal,
+    FlushCache,
+    Flushed,
+    FromEngine,
+    Heartbeat,
+    Ready,
+    Refused,
+    Shutdown,
+    StartFailed,
+    ToEngine,
+    Tokens,
+)
+from .runner import ModelInfo
+from .startup import all_choices, start_engine
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 0.5  # seconds between reports of a loop that runs
+MAX_MESSAGES = 256  # taken in between two steps, so that a flood of them cannot hold up the loop
+
+
+class Channel:
+    """The two sockets of the engine process. Used by one thread."""
+
+    def __init__(self, folder: str) -> None:
+        self._context = zmq.Context()
+        self._inbox = self._socket(zmq.PULL, f"ipc://{folder}/to_engine")
+        self._outbox = self._socket(zmq.PUSH, f"ipc://{folder}/from_engine")
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def _socket(self, kind: int, address: str) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(kind)
+        socket.set_hwm(0)
+        socket.connect(address)
+        return socket
+
+    def send(self, message: FromEngine) -> None:
+        """Queue a message for the parent; never blocks."""
+        self._outbox.send(self._encoder.encode(message))
+
+    def receive(self, wait: float) -> list[ToEngine]:
+        """Messages that are here; waits up to `wait` seconds for the first."""
+        messages: list[ToEngine] = []
+        if not self._inbox.poll(int(wait * 1000)):
+            return messages
+        while len(messages) < MAX_MESSAGES:
+            try:
+                messages.append(self._decoder.decode(self._inbox.recv(zmq.NOBLOCK)))
+            except zmq.Again:
+                break
+        return messages
+
+    def close(self) -> None:
+        """Send what is queued, for two seconds at most."""
+        self._context.destroy(linger=2000)
+
+
+class EngineLoop:
+    """Takes messages and steps the engine until it is told to stop."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self._engine, self._channel = engine, channel
+        self._running = True
+        self._changed = True  # since the last report
+        self._reported = 0.0
+
+    def run(self) -> None:
+        """The loop. Raises what `Engine.step` raises: nothing can be served after that."""
+        while self._running:
+            wait = 0.0 if self._engine.has_work else HEARTBEAT
+            for message in self._channel.receive(wait):
+                self._handle(message)
+            if self._engine.has_work:
+                outputs = self._engine.step()
+                self._changed = True
+                if outputs:
+                    self._channel.send(Tokens(outputs))
+            self._report()
+
+    def _handle(self, message: ToEngine) -> None:
+        self._changed = True
+        match message:
+            case AddRequest():
+                self._add(message)
+            case Abort():
+                for request_id in message.ids:
+                    self._engine.abort(request_id)
+            case FlushCache():
+                self._channel.send(Flushed(message.call, self._engine.flush_cache()))
+            case Shutdown():
+                self._running = False
+
+    def _add(self, message: AddRequest) -> None:
+        try:
+            self._engine.add_request(message.to_request())
+        except RequestError as error:
+            self._channel.send(Refused(message.id, str(error), error.field, error.status))
+        except Exception as error:  # whatever a request can cause ends that request alone
+            logger.exception("request %s could not be taken", message.id)
+            text = f"the engine could not take the request: {type(error).__name__}: {error}"
+            self._channel.send(Refused(message.id, text, None, 500))
+
+    def _report(self) -> None:
+        """Tell that the loop lives, and its figures: twice a second, and at once when it falls idle."""
+        now = time.monotonic()
+        if now - self._reported >= HEARTBEAT or (self._changed and not self._engine.has_work):
+            self._channel.send(Heartbeat(now, self._engine.stats()))
+            self._reported, self._changed = now, False
+
+
+def main() -> None:
+    """Entry of the process: arguments are the folder of the sockets and the lifeline's file number."""
+    # Ctrl-C and a service manager's SIGTERM reach the whole group; the parent decides what happens
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    folder, lifeline = sys.argv[1], int(sys.argv[2])
+    os.set_inheritable(lifeline, False)  # it tells the parent of this process's end, not of its children's
+    channel = Channel(folder)
+    try:
+        engine = _start(channel)
+        status = 1 if engine is None else _serve(engine, channel)
+    finally:
+        channel.close()
+    # no interpreter shutdown: threads of device runtimes may still run and must not hold up the exit
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _start(channel: Channel) -> Engine | None:
+    """The warm engine; None, after the parent was told why, if there is none."""
+    try:
+        config, backend = pickle.load(sys.stdin.buffer)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        engine = start_engine(config, backend, lambda info: channel.send(Described(_plain(info))))
+        choices = all_choices(engine.info, engine.runner.choices)
+        channel.send(Ready(engine.runner.capacity, _plain_choices(choices)))
+        return engine
+    except (ConfigError, ModelError) as error:
+        channel.send(
+            StartFailed("ConfigError" if isinstance(error, ConfigError) else "ModelError", str(error))
+        )
+    except BaseException as error:
+        traceback.print_exc()
+        channel.send(StartFailed("other", f"{type(error).__name__}: {error}"))
+    return None
+
+
+def _serve(engine: Engine, channel: Channel) -> int:
+    try:
+        EngineLoop(engine, channel).run()
+        engine.runner.close()
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(Fatal(f"{type(error).__name__}: {error}"))
+        return 1
+
+
+def _end_with_parent() -> None:
+    """Stdin has nothing more to say; it ends when the parent does, in whatever way."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def _plain(info: ModelInfo) -> ModelInfo:
+    return replace(info, choices=_plain_choices(info.choices))
+
+
+def _plain_choices(choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    """Choices whose values can be sent."""
+    plain = (int, float, str, bool, type(None))
+    return tuple(
+        choice if isinstance(choice.value, plain) else choice._replace(value=str(choice.value))
+        for choice in choices
+    )

@@ -1,0 +1,132 @@
+"""What the engine process and its parent say to each other: msgspec structs, tagged by their name."""
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from .config import Choice
+from .outputs import TokenOutput
+from .request import Request, SamplingParams
+from .runner import ModelInfo, RunnerCapacity
+from .stats import EngineStats
+
+
+class AddRequest(msgspec.Struct, tag=True):
+    """Queue one request. It is answered by `Tokens`, or by one `Refused`."""
+
+    id: str
+    prompt_ids: bytes  # int32, native byte order
+    params: SamplingParams
+    seed: int
+    eos_token_ids: frozenset[int]
+    priority: int
+    extra_key: str
+    parent_id: str | None
+    arrival_time: float  # time.monotonic(), which is one clock for all processes
+
+    @classmethod
+    def of(cls, request: Request, engine_id: str) -> "AddRequest":
+        """The message for a new request, which the engine will know as `engine_id`."""
+        return cls(
+            engine_id,
+            request.prompt_ids.astype(np.int32, copy=False).tobytes(),
+            request.params,
+            request.seed,
+            request.eos_token_ids,
+            request.priority,
+            request.extra_key,
+            request.parent_id,
+            request.arrival_time,
+        )
+
+    def to_request(self) -> Request:
+        """The request as the engine takes it."""
+        return Request(
+            self.id,
+            np.frombuffer(self.prompt_ids, np.int32),
+            self.params,
+            self.seed,
+            self.eos_token_ids,
+            self.priority,
+            self.extra_key,
+            self.parent_id,
+            self.arrival_time,
+        )
+
+
+class Abort(msgspec.Struct, tag=True):
+    """End requests; those that are not there are no error."""
+
+    ids: list[str]
+
+
+class FlushCache(msgspec.Struct, tag=True):
+    """Empty the radix cache; answered by `Flushed` with the same number."""
+
+    call: int
+
+
+class Shutdown(msgspec.Struct, tag=True):
+    """End the process. Open requests are dropped."""
+
+
+ToEngine = AddRequest | Abort | FlushCache | Shutdown
+
+
+class Described(msgspec.Struct, tag=True):
+    """What model it is, before any weight is read."""
+
+    info: ModelInfo
+
+
+class Ready(msgspec.Struct, tag=True):
+    """The model is loaded and warm; requests are taken from now on."""
+
+    capacity: RunnerCapacity
+    choices: tuple[Choice, ...]
+
+
+class StartFailed(msgspec.Struct, tag=True):
+    """The engine could not start. `kind` is the error's class, the message its own."""
+
+    kind: Literal["ConfigError", "ModelError", "other"]
+    message: str
+
+
+class Tokens(msgspec.Struct, tag=True):
+    """All that one step brought."""
+
+    outputs: list[TokenOutput]
+
+
+class Refused(msgspec.Struct, tag=True):
+    """A request that the engine does not take: the parts of a RequestError."""
+
+    request_id: str
+    message: str
+    field: str | None
+    status: int
+
+
+class Flushed(msgspec.Struct, tag=True):
+    """Whether the cache was emptied."""
+
+    call: int
+    done: bool
+
+
+class Heartbeat(msgspec.Struct, tag=True):
+    """Sent by the loop itself, so that it tells of the loop's life and not only of the process's."""
+
+    turn: float  # time.monotonic() of the loop's turn
+    stats: EngineStats
+
+
+class Fatal(msgspec.Struct, tag=True):
+    """The loop ends because of this; the process follows."""
+
+    message: str
+
+
+FromEngine = Described | Ready | StartFailed | Tokens | Refused | Flushed | Heartbeat | Fatal

@@ -1,0 +1,39 @@
+"""From a config to a warm engine, the same for `LLM` and for the engine process."""
+
+import sys
+from collections.abc import Callable, Iterable
+
+from .config import Choice, EngineConfig
+from .engine import Engine
+from .runner import Backend, ModelInfo
+
+
+def start_engine(
+    config: EngineConfig, backend: Backend, told: Callable[[ModelInfo], None] | None = None
+) -> Engine:
+    """Load and warm up the model, and print every automatic choice on stderr.
+
+    `told` hears of the model before its weights are read. Raises ConfigError, ModelError.
+    """
+    info = backend.describe(config)
+    if told is not None:
+        told(info)
+    runner = backend.create_runner(config, info)
+    try:
+        print_choices(all_choices(info, runner.choices))
+        runner.warmup()
+        return Engine(config, info, runner)
+    except BaseException:
+        runner.close()
+        raise
+
+
+def all_choices(info: ModelInfo, more: Iterable[Choice]) -> tuple[Choice, ...]:
+    """The model's choices and the runner's; of two with one name the runner's, which came later."""
+    return tuple({choice.name: choice for choice in (*info.choices, *more)}.values())
+
+
+def print_choices(choices: Iterable[Choice]) -> None:
+    """One line each on stderr: name=value because reason."""
+    for name, value, reason in choices:
+        print(f"radixmesh: {name}={value} because: {reason}", file=sys.stderr, flush=True)
