@@ -20,7 +20,7 @@ ROOMS = ("engine", "backends", "kernels", "sharding")
 FACES = ("__init__.py", "__main__.py")
 
 MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 60  # without the docstring
+MAX_FUNCTION_LINES = 60  # without docstrings, as classes
 MAX_CLASS_LINES = 250
 # "path" or "path::function": why it may be longer
 LONGER = {
@@ -139,7 +139,6 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     ("pattern", "forbidden"),
     [
         ("engine/**/*.py", FRAMEWORKS),
-        ("backends/*.py", FRAMEWORKS),
         ("backends/models/**/*.py", FRAMEWORKS),
         ("backends/fake/**/*.py", FRAMEWORKS),
         ("backends/jax/**/*.py", ("torch", "triton", "radixmesh.backends.torch_cuda")),
@@ -257,11 +256,13 @@ def longer_than_allowed() -> dict[str, int]:
 
 
 def length(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
-    """Lines of a function or class from `def` to its end, without its docstring."""
+    """Lines from `def` or `class` to the end, without docstrings."""
     lines = (node.end_lineno or node.lineno) - node.lineno + 1
-    if ast.get_docstring(node) is not None:
-        docstring = node.body[0]
-        lines -= (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1
+    for each in ast.walk(node):
+        if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if ast.get_docstring(each) is not None:
+                docstring = each.body[0]
+                lines -= (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1
     return lines
 
 
@@ -308,18 +309,26 @@ def test_environment_variables_are_those_that_the_docs_list() -> None:
     assert not [f"{path}: {variable}" for variable, path in rows if variable not in (ROOT / path).read_text()]
 
 
-def test_broad_except_says_why() -> None:
-    """`except Exception` hides errors: it raises again, or a comment beside it has the reason."""
+def test_no_error_is_swallowed_in_silence() -> None:
+    """`except Exception` raises again, or makes use of the error, or logs it, or a comment says why not."""
     bad = []
     for path in paths():
         lines = (ROOT / path).read_text().splitlines()
         for node in ast.walk(tree(path)):
-            if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
+            if not isinstance(node, ast.ExceptHandler):
                 continue
             broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
-            if broad and "#" not in "".join(lines[node.lineno - 2 : node.lineno + 1]):
+            inside = list(ast.walk(ast.Module(node.body, [])))
+            handled = any(
+                isinstance(each, ast.Raise)
+                or (isinstance(each, ast.Name) and each.id == node.name)
+                or (isinstance(each, ast.Attribute) and each.attr == "exception")
+                for each in inside
+            )
+            commented = "#" in "".join(lines[node.lineno - 2 : node.end_lineno])
+            if broad and not handled and not commented:
                 bad.append(f"{path}:{node.lineno}")
-    assert not bad, "say why on the line of `except Exception`, the one before or the one after"
+    assert not bad
 
 
 def test_every_public_thing_has_a_docstring() -> None:
@@ -328,6 +337,8 @@ def test_every_public_thing_has_a_docstring() -> None:
     for path in paths():
         if ast.get_docstring(tree(path)) is None:
             bad.append(path)
+        if path.startswith("backends/models/families/"):
+            continue  # their functions fill the fields of `Family`, which are explained there
         for node in tree(path).body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 if not node.name.startswith("_") and ast.get_docstring(node) is None:
