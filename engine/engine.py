@@ -86,8 +86,7 @@ class Engine:
         except Exception as error:
             if self._strict:
                 raise
-            logger.exception("the scheduler failed; every open request ends and its pages are taken back")
-            self.scheduler.start_over(f"the scheduler failed: {error}")
+            self._start_over(error)
             return None
 
     def _launch(self, batch: ScheduleBatch | None) -> _Step | None:
@@ -107,10 +106,21 @@ class Engine:
             self._fail(error, step.batch, *([self._in_flight.batch] if self._in_flight else []))
             return []
         self._failures = 0
-        return self.scheduler.process(step.batch, tokens)
+        try:
+            return self.scheduler.process(step.batch, tokens)
+        except Exception as error:
+            if self._strict:
+                raise
+            self._start_over(error)
+            return []
+
+    def _start_over(self, error: Exception) -> None:
+        logger.error("the scheduler failed; open requests end, pages are taken back", exc_info=error)
+        self.scheduler.start_over(f"the scheduler failed: {error}")
 
     def _fail(self, error: Exception, *batches: ScheduleBatch) -> None:
         self._failures += 1
+        self.scheduler.counters.step_failures += 1
         logger.error("step %d failed: %r", batches[0].step, error, exc_info=error)
         requests = [request for batch in batches for request in batch.rows]
         self.scheduler.fail(requests, f"the step failed on the device: {error}")
