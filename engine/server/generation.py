@@ -74,9 +74,16 @@ async def _one(server: Server, job: Job, index: int) -> AsyncGenerator[tuple[int
                     raise GenerationError(output.error or "the engine could not finish this request")
                 yield index, output
     except RequestError as error:
-        if error.field == "prompt":
-            error.field = job.field
-        raise
+        raise _in_clients_words(error, job) from None
+
+
+def _in_clients_words(error: RequestError, job: Job) -> RequestError:
+    """`error` with the field's name in the request, where the engine's differs."""
+    if error.field == "prompt":
+        error.field = job.field
+    elif error.field == "request_id":
+        return RequestError(str(error).replace("request_id", "rid", 1), "rid", error.status)
+    return error
 
 
 async def _merge(

@@ -68,7 +68,7 @@ async def _serve(
     try:
         if not await _unless_signalled(llm.start(), signals):
             return 0
-        _announce(llm, options, listener)
+        _announce(llm, listener)
         return await _run(llm, options, listener, signals)
     finally:
         await llm.close()
@@ -145,10 +145,8 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _announce(llm: AsyncLLM, options: ServerOptions, listener: socket.socket) -> None:
-    """Tell the model, every automatic choice with its reason, and the address."""
-    for choice in llm.choices:
-        print(f"{choice.name}={choice.value}: {choice.reason}", file=sys.stderr)
+def _announce(llm: AsyncLLM, listener: socket.socket) -> None:
+    """Tell the model and the address; the engine has told every automatic choice."""
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"radixmesh serves {llm.info.name} at http://{host}:{port}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ A field of a request is one of three: honoured (a field of the model), without e
 """
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,7 @@ from ...errors import RequestError
 
 # What fits a signed 64-bit integer, and so every message between processes.
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Float = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
 
 _SHOWN = 80  # characters of a wrong value that an error repeats
@@ -123,15 +124,20 @@ def shorten(value: object) -> str:
     """A JSON value as an error shows it: whole when short, else its beginning."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict) and len(value) > 8:
+    if isinstance(value, dict) and (len(value) > 8 or _is_deep(value.values())):
         return f"an object of {len(value)} fields"
-    if isinstance(value, list) and len(value) > 16:
+    if isinstance(value, list) and (len(value) > 16 or _is_deep(value)):
         return f"a list of {len(value)} items"
     if isinstance(value, str):
         short = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
         return '"' + short.replace("\n", "\\n") + '"'
     text = _plain(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def _is_deep(items: Iterable[object]) -> bool:
+    """Whether lists or objects lie in `items`: who nests them deep enough would end our recursion."""
+    return any(isinstance(each, (list, dict)) for each in items)
 
 
 def _plain(value: object) -> str:

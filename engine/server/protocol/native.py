@@ -3,13 +3,22 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ...errors import RequestError
 from ...request import SamplingParams
-from .base import Body, Float, Int, parse
+from .base import Body, Float, Int, Priority, parse
 from .openai import read_prompts
 from .sampling import check_bias, check_stop
+
+# fields of /generate that are one value or a list -> its type, and what an error calls it
+_ONE_OR_MANY: dict[str, tuple[type, str]] = {
+    "text": (str, "a string"),
+    "sampling_params": (dict, "an object"),
+    "return_logprob": (bool, "true or false"),
+    "top_logprobs_num": (int, "an integer"),
+    "rid": (str, "a string"),
+}
 
 
 class GenerateBody(Body):
@@ -23,7 +32,7 @@ class GenerateBody(Body):
     top_logprobs_num: Int | list[Int] = 0
     return_text_in_logprobs: bool = False
     rid: str | list[str] | None = None
-    priority: Int = Field(default=0, ge=-(2**31), le=2**31 - 1)
+    priority: Priority = 0
     extra_key: str = ""
 
     # they tell SGLang what to write into its logs
@@ -46,11 +55,13 @@ class GenerateBody(Body):
         "background": (False,),
     }
 
-    @field_validator("text", "return_logprob", "top_logprobs_num", "rid", "sampling_params", mode="before")
+    @field_validator(*_ONE_OR_MANY, mode="before")
     @classmethod
-    def _not_empty(cls, value: object) -> object:
-        if value == []:
-            raise ValueError("one value, or a list that is not empty")
+    def _one_or_many(cls, value: object, info: ValidationInfo) -> object:
+        kind, name = _ONE_OR_MANY[info.field_name or ""]
+        items = value if isinstance(value, list) else [value]
+        if not items or not all(type(each) is kind for each in items):
+            raise ValueError(f"{name}, or a list of such, one for each prompt")
         return value
 
     @field_validator("input_ids", mode="before")

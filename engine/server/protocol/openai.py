@@ -1,11 +1,12 @@
 """Bodies of /v1/completions and /v1/chat/completions."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from ...errors import RequestError
+from ...request import MAX_TOP_LOGPROBS
 from .base import Body, Int, parse, shorten
 from .sampling import SamplingBody
 
@@ -90,7 +91,7 @@ class ChatBody(SamplingBody):
     max_tokens: Int | None = None
     max_completion_tokens: Int | None = None
     logprobs: bool = False
-    top_logprobs: Int | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     # parallel_tool_calls has nothing to act on while tools are refused

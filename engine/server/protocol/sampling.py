@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from ...errors import RequestError
 from ...request import SamplingParams
-from .base import Body, Float, Int, parse, shorten
+from .base import Body, Float, Int, Priority, parse, shorten
 
 DEFAULT_NAME = "default"  # always means the served model
 MAX_STOP = 16  # stop strings per request; OpenAI takes 4
@@ -49,7 +49,7 @@ class SamplingBody(Body):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
-    priority: Int = Field(default=0, ge=-(2**31), le=2**31 - 1)
+    priority: Priority = 0
     cache_salt: str = ""
     extra_key: str = ""
     rid: str | None = None
