@@ -30,7 +30,7 @@ class Limits:
         return min(self.context_length, self.pool_tokens)
 
     def check(self, request: Request) -> None:
-        """Refuse a request that can never be served, and set its `output_limit`, `last_position` and `stop_set`.
+        """Refuse a request that can never be served; set `output_limit`, `last_position` and `stop_set`.
 
         `max_new_tokens` beyond what fits is clipped: such a request ends with FinishReason.LENGTH.
         Raises RequestError, naming the field.

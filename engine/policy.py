@@ -110,6 +110,7 @@ class WaitingQueue:
 
         def key(request: Request) -> tuple[bool, list[tuple[int, int]], int]:
             branches = [(-weights[serial], serial) for serial in paths[request.turn]]
+            branches.append((0, 0))  # who ends here comes after those who share more
             return not request.num_preemptions, branches, request.turn
 
         return key

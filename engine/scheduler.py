@@ -19,7 +19,7 @@ from itertools import chain
 
 import numpy as np
 
-from .batch import SamplingVariant, ScheduleBatch, StepTokens
+from .batch import I32, SamplingVariant, ScheduleBatch, StepTokens
 from .batch_builder import Chunk, SamplingTable, build_batch
 from .config import EngineConfig
 from .errors import QueueFullError, RequestError
@@ -108,7 +108,7 @@ class Scheduler:
             found = [each for each in self.requests.values() if each.parent_id == request_id]
         for request in found:
             self._finish(request, FinishReason.ABORT)
-            self.outputs.append(_output(request, []))
+            self.outputs.append(_last_output(request))
         return bool(found)
 
     def fail(self, requests: Iterable[Request], error: str) -> None:
@@ -118,8 +118,7 @@ class Scheduler:
         """
         for request in requests:
             if not request.finished:
-                self._finish(request, FinishReason.ERROR, keep_pages=False)
-                self.outputs.append(_output(request, [], error))
+                self._end_with_error(request, error)
         self.pool.free(self.cache.flush())
 
     def start_over(self, error: str) -> None:
@@ -127,7 +126,7 @@ class Scheduler:
         self.counters.integrity_violations += 1
         for request in list(self.requests.values()):
             request.status, request.finish_reason = RequestStatus.FINISHED, FinishReason.ERROR
-            self.outputs.append(_output(request, [], error))
+            self.outputs.append(_last_output(request, error))
         self.counters.errors += len(self.requests)
         for queue in (self.requests, self.prefilling, self.decoding):
             queue.clear()
@@ -248,8 +247,7 @@ class Scheduler:
                 needed = self._try_admit(request, plan, reserve)
             except Exception as error:  # a request that cannot be prepared ends alone
                 logger.exception("request %s could not be prepared", request.id)
-                self._finish(request, FinishReason.ERROR, keep_pages=False)
-                self.outputs.append(_output(request, [], f"the request could not be prepared: {error}"))
+                self._end_with_error(request, f"the request could not be prepared: {error}")
                 continue
             if needed is None:
                 return
@@ -302,17 +300,16 @@ class Scheduler:
 
     def process(self, batch: ScheduleBatch, tokens: StepTokens) -> list[TokenOutput]:
         """Take in what a step sampled. Rows of requests that ended meanwhile are ignored."""
-        outputs = []
+        outputs = self.outputs  # at once: no end is lost if a later row shows a bug
         ids = tokens.token_ids.tolist()
-        vocab_size, with_logprobs = self.limits.vocab_size, batch.variant == SamplingVariant.FULL
+        self._refuse_invalid(batch, tokens.token_ids)
+        num_before = len(outputs)
+        with_logprobs = batch.variant == SamplingVariant.FULL
+        finished = RequestStatus.FINISHED
         for index, (request, token) in enumerate(zip(batch.sampled, ids, strict=True)):
-            if request.status is RequestStatus.FINISHED:
+            if request.status is finished:
                 continue
             request.num_in_flight -= 1
-            if not 0 <= token < vocab_size:
-                self._finish(request, FinishReason.ERROR, keep_pages=False)
-                outputs.append(_output(request, [], f"the model gave no valid token (id {token})"))
-                continue
             output_ids = request.output_ids
             output_ids.append(token)
             if token in request.stop_set and len(output_ids) > request.params.min_new_tokens:
@@ -320,12 +317,27 @@ class Scheduler:
                 self._finish(request, FinishReason.STOP)
             elif len(output_ids) >= request.output_limit:
                 self._finish(request, FinishReason.LENGTH)
-            output = _output(request, [token])
+            output = TokenOutput(
+                request_id=request.id,
+                token_ids=[token],
+                finish_reason=request.finish_reason,
+                matched_stop=request.matched_stop,
+                num_prompt_tokens=len(request.prompt_ids),
+                num_cached_tokens=request.num_cached_tokens,
+            )
             if with_logprobs and request.params.logprobs is not None:
                 output.logprobs = [_logprobs(tokens, index, request.params.logprobs)]
             outputs.append(output)
-        self.counters.generation_tokens += len(outputs)
-        return outputs
+        self.counters.generation_tokens += len(outputs) - num_before
+        return self.take_outputs()
+
+    def _refuse_invalid(self, batch: ScheduleBatch, token_ids: I32) -> None:
+        """End requests for which the model gave something that is no token, as NaN logits do."""
+        invalid = (token_ids < 0) | (token_ids >= self.limits.vocab_size)
+        for index in np.flatnonzero(invalid).tolist():
+            request = batch.sampled[index]
+            if not request.finished:
+                self._end_with_error(request, f"the model gave no valid token (id {token_ids[index]})")
 
     # ---- pages ----
 
@@ -394,6 +406,10 @@ class Scheduler:
         self.counters.aborted += reason == FinishReason.ABORT
         self.counters.errors += reason == FinishReason.ERROR
 
+    def _end_with_error(self, request: Request, error: str) -> None:
+        self._finish(request, FinishReason.ERROR, keep_pages=False)
+        self.outputs.append(_last_output(request, error))
+
     # ---- when pages are short ----
 
     def _claim(self, request: Request) -> tuple[int, int]:
@@ -453,12 +469,12 @@ def _add_pages(request: Request, pages: list[int]) -> None:
         request.page_ids = np.concatenate((request.page_ids, np.array(pages, np.int32)))
 
 
-def _output(request: Request, token_ids: list[int], error: str | None = None) -> TokenOutput:
+def _last_output(request: Request, error: str | None = None) -> TokenOutput:
+    """The end of a request that no sampled token brought."""
     return TokenOutput(
         request_id=request.id,
-        token_ids=token_ids,
+        token_ids=[],
         finish_reason=request.finish_reason,
-        matched_stop=request.matched_stop,
         num_prompt_tokens=len(request.prompt_ids),
         num_cached_tokens=request.num_cached_tokens,
         error=error,

@@ -1,4 +1,4 @@
-"""The scheduler, driven through the engine's loop with the fake runner, whose tokens `expected_tokens` knows."""
+"""The scheduler, driven through the engine's loop with the fake runner, whose tokens the oracle knows."""
 
 import random
 from dataclasses import dataclass, field
