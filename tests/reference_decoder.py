@@ -1,5 +1,7 @@
 """What a `ModelSpec` means, in plain numpy: no cache, no batch, float32, one layer after the other."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +40,7 @@ def reference_logits(spec: ModelSpec, params: Params, token_ids: list[int]) -> F
 _OUTER = ("embed", "final_norm", "lm_head")
 
 
-def _sublayer(spec, own, name, x, function):  # type: ignore[no-untyped-def]
+def _sublayer(spec: ModelSpec, own: Params, name: str, x: F32, function: Callable[[F32], F32]) -> F32:
     y = function(_norm(spec, own[f"{name}_norm"], x))
     return _norm(spec, own[f"post_{name}_norm"], y) if spec.norm_placement == "sandwich" else y
 

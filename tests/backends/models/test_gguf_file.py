@@ -112,7 +112,9 @@ def write_gguf(
     if architecture == "gemma3":
         writer.add_sliding_window(config.sliding_window)
     for key, value in (metadata or {}).items():
-        kind_of = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        kind_of: dict[type, Any] = {
+            int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+        }  # fmt: skip
         kind_of.get(type(value), writer.add_array)(key, value)
     for name, array in (gguf_tensors(model, architecture) | (tensors or {})).items():
         stored = GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
@@ -181,8 +183,8 @@ def test_gemma_metadata_beyond_the_defaults(tmp_path: Path) -> None:
     assert [layer.window for layer in spec.layers] == [6, 6, None, 6, 6, None, 6]
     assert {layer.rope.base for layer in spec.layers if layer.window} == {5000.0}
     pattern = [True, False, True, True, False, True, False]
-    extra = {"gemma3.attention.sliding_window_pattern": pattern}
-    spec = read_spec(write_gguf(tmp_path / "b.gguf", model, "gemma3", metadata=extra))
+    by_layer = {"gemma3.attention.sliding_window_pattern": pattern}
+    spec = read_spec(write_gguf(tmp_path / "b.gguf", model, "gemma3", metadata=by_layer))
     assert [layer.window is not None for layer in spec.layers] == pattern
     assert {layer.rope.base for layer in spec.layers if layer.window} == {10000.0}
 

@@ -45,14 +45,14 @@ def test_embedded_models(name: str, ends: set[int], template: bool) -> None:
     assert (tokenizer.chat_template is not None) == template
     if template:
         text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
-        assert text.endswith("<|im_start|>user\nhi<|im_end|>\n")
+        assert str(text).endswith("<|im_start|>user\nhi<|im_end|>\n")
 
 
 def write_tokenizer(path: Path, **fields: Any) -> Path:
     writer = GGUFWriter(path, fields.pop("architecture"))
     for key, value in fields.items():
         name = f"tokenizer.ggml.{key}"
-        kinds = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+        kinds: dict[type, Any] = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
         kinds.get(type(value), writer.add_array)(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
