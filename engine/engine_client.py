@@ -9,6 +9,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -60,7 +61,9 @@ class EngineClient:
         self._lifeline, end = os.pipe()
         try:
             # not multiprocessing: that would run the user's main module a second time
-            code = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.engine_process import main; main()"
+            code = f"import sys; sys.path[:] = {sys.path!r}\n" + (
+                f"from {__package__}.engine_process import main; main()"
+            )
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, self._folder, str(end)],
                 stdin=subprocess.PIPE,
@@ -70,18 +73,17 @@ class EngineClient:
         finally:
             os.close(end)
         assert self._process.stdin is not None
-        self._process.stdin.write(payload)
-        self._process.stdin.flush()  # and left open: its end tells the process that we are gone
+        with suppress(BrokenPipeError):  # it ended at once; on_death tells
+            self._process.stdin.write(payload)
+            self._process.stdin.flush()  # and left open: its end tells the process that we are gone
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._read()))
         loop.add_reader(self._lifeline, self._on_lifeline)
 
     def send(self, message: ToEngine) -> None:
         """Queue a message; never blocks. Lost if the process is gone."""
-        try:
+        with suppress(zmq.Again):  # nobody is at the other end; on_death tells everyone
             self._outbox.send(self._encoder.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            pass  # nobody is at the other end; on_death tells everyone
 
     def forget_folder(self) -> None:
         """Remove the sockets' names, which nobody needs once both sides are connected."""
@@ -141,7 +143,5 @@ def _socket_folder() -> str:
 
 async def _wait(process: "subprocess.Popen[bytes]", timeout: float) -> None:
     """Wait for the end, at most `timeout` seconds."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         await asyncio.to_thread(process.wait, timeout)
-    except subprocess.TimeoutExpired:
-        pass

@@ -163,9 +163,8 @@ def _start(channel: Channel) -> Engine | None:
         channel.send(Ready(engine.runner.capacity, _plain_choices(choices)))
         return engine
     except (ConfigError, ModelError) as error:
-        channel.send(
-            StartFailed("ConfigError" if isinstance(error, ConfigError) else "ModelError", str(error))
-        )
+        is_config = isinstance(error, ConfigError)
+        channel.send(StartFailed("ConfigError" if is_config else "ModelError", str(error)))
     except BaseException as error:
         traceback.print_exc()
         channel.send(StartFailed("other", f"{type(error).__name__}: {error}"))
