@@ -1,6 +1,7 @@
 """What a `ModelSpec` means, in plain numpy: no cache, no batch, float32, one layer after the other."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,8 @@ def reference_logits(spec: ModelSpec, params: Params, token_ids: list[int]) -> F
     x = params["embed"][token_ids] * np.float32(spec.embedding_scale)
     for index, layer in enumerate(spec.layers):
         own = {name: array[index] for name, array in params.items() if name not in _OUTER}
-        x = x + _sublayer(
-            spec, own, "attn", x, lambda y, own=own, layer=layer: _attention(spec, layer, own, y)
-        )
-        x = x + _sublayer(spec, own, "mlp", x, lambda y, own=own: _mlp(spec, own, y))
+        x = x + _sublayer(spec, own, "attn", x, partial(_attention, spec, layer, own))
+        x = x + _sublayer(spec, own, "mlp", x, partial(_mlp, spec, own))
     x = _norm(spec, params["final_norm"], x)
     return _soft_cap(spec.logits_soft_cap, x @ params.get("lm_head", params["embed"]).T)
 
