@@ -13,12 +13,8 @@ async def show(llm: AsyncLLM, prompt: str) -> None:
 
 
 async def main() -> None:
-    llm = AsyncLLM("smollm2-135m-instruct")
-    await llm.start()
-    try:
+    async with AsyncLLM("smollm2-135m-instruct") as llm:
         await asyncio.gather(*(show(llm, prompt) for prompt in PROMPTS))
-    finally:
-        await llm.close()
 
 
 if __name__ == "__main__":
