@@ -3,7 +3,7 @@
     python benchmarks/host_overhead.py [--rows 64 256 1024] [--steps 300] [--json]
 
 Two loads: `decode`, where all rows decode and nothing arrives, and `mixed`, where each request that ends is
-replaced by one with a shared prefix. Counted is CPU time of the one thread, without the pretended device. Phases:
+replaced by one with a shared prefix. Counted is the thread's CPU time; the runner answers at once. Phases:
 
     schedule   choosing rows, pages and chunks, admitting requests, inserting into the tree
     build      turning the plan into the arrays of a ScheduleBatch

@@ -66,7 +66,7 @@ class Model:
             self.records[key].hits += hit
 
     def evict(self, count):
-        freed = []
+        freed: list[int] = []
         while len(freed) < count:
             parents = {(extra, tokens[:-PAGE]) for extra, tokens in self.records}
             leaves = [k for k, record in self.records.items() if k not in parents and not record.locks]
