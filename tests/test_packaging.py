@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WHEEL = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 ENTRIES = WHEEL["only-include"]  # folders and files of the root that make the package
+OURS = {"radixmesh", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
 PARTS = {"starlette": "fastapi", "pydantic_core": "pydantic", "jaxlib": "jax"}  # come with, and belong to
 
 
@@ -157,7 +158,7 @@ def third_party(path: Path) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"radixmesh", "tests"}
+    return names - set(sys.stdlib_module_names) - OURS
 
 
 @pytest.mark.parametrize(
