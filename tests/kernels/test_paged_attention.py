@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from radixmesh.kernels.paged_attention import reference, xla
 from radixmesh.kernels.paged_attention.rows import RaggedRows
 
@@ -47,13 +48,21 @@ def ragged_case(batch, *, page_size, heads, kv_heads, head_dim, pad_rows, pad_to
 
 
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("page_size, heads, kv_heads, head_dim", [(16, 9, 3, 64), (8, 4, 1, 32), (64, 4, 4, 16)])
+@pytest.mark.parametrize(
+    "page_size, heads, kv_heads, head_dim", [(16, 9, 3, 64), (8, 4, 1, 32), (64, 4, 4, 16)]
+)
 @pytest.mark.parametrize("options", [{}, {"window": 20}, {"soft_cap": 3.0}, {"window": 5, "soft_cap": 2.0}])
 def test_xla_equals_reference(name, page_size, heads, kv_heads, head_dim, options):
     batch = BATCHES[name]
     pad_tokens = 5 + len(batch)
     args, layer_pages, tokens = ragged_case(
-        batch, page_size=page_size, heads=heads, kv_heads=kv_heads, head_dim=head_dim, pad_rows=3, pad_tokens=pad_tokens
+        batch,
+        page_size=page_size,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        pad_rows=3,
+        pad_tokens=pad_tokens,
     )
     options = dict(options, first_page=layer_pages, scale=head_dim**-0.5)
     want, want_pages = reference.ragged_paged_attention(*args, **options)

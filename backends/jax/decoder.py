@@ -1,0 +1,142 @@
+"""The decoder as a Flax NNX module, driven by a `ModelSpec`: one file for every dense family.
+
+Parameters are `nnx.Param`s that carry their logical axis names; those of the layers are stacked, so
+that one scanned body serves all layers and compile time does not grow with depth. The runner splits
+the module once into definition and state; experiments from Python may use it as it is.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ...kernels.paged_attention.rows import RaggedRows
+from ...kernels.paged_attention.xla import NO_WINDOW
+from ..models.params import ParamSpec
+from ..models.rope import inverse_frequencies
+from ..models.spec import ModelSpec
+from .layers import rms_norm, rope_tables, rotate, soft_cap
+
+# (q, k, v, kv_pages, rows, *, first_page, scale, window, soft_cap) -> (attended, kv_pages)
+Attention = Callable[..., tuple[jax.Array, jax.Array]]
+Layer = Mapping[str, jax.Array]  # one layer's parameters by name
+
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+
+
+class Decoder(nnx.Module):
+    """Token ids to hidden states to logits. T is the flat token axis of a ragged batch."""
+
+    def __init__(self, spec: ModelSpec, params: tuple[ParamSpec, ...], arrays: Mapping[str, Any]) -> None:
+        """`arrays` holds each parameter of the table by name, stacked ones [layers, ...]; they may be
+        jax arrays or `jax.ShapeDtypeStruct`s."""
+        self.spec = spec
+        outer = {p.name: nnx.Param(arrays[p.name], logical_axes=p.axes) for p in params if not p.stacked}
+        layers = {
+            p.name: nnx.Param(arrays[p.name], logical_axes=("layers", *p.axes)) for p in params if p.stacked
+        }
+        self.outer = nnx.data(outer)
+        self.layers = nnx.data(layers)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        rows: RaggedRows,
+        kv_pages: jax.Array,
+        attend: Attention,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Hidden states [T, embed] of tokens [T] at positions [T], and the updated KV pool.
+
+        kv_pages: [layers * pages, page_size, 2 * kv_heads, head_dim], donated by the caller.
+        """
+        spec = self.spec
+        embed = self.outer["embed"][...]
+        x = embed[tokens] * jnp.asarray(spec.embedding_scale, embed.dtype)
+        pages_a_layer = kv_pages.shape[0] // spec.num_layers
+        tables = _rope_by_kind(spec, positions)
+
+        def layer_step(carry: tuple[jax.Array, jax.Array], layer: tuple[Any, ...]) -> tuple[Any, None]:
+            x, kv_pages = carry
+            weights, kind, window, index = layer
+            cos, sin = (jax.lax.dynamic_index_in_dim(each, kind, keepdims=False) for each in tables)
+
+            def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+                return attend(
+                    q, k, v, kv_pages, rows, first_page=index * pages_a_layer,
+                    scale=spec.attention_scale, window=window, soft_cap=spec.attention_soft_cap,
+                )  # fmt: skip
+
+            x, kv_pages = _layer(spec, weights, x, cos, sin, attention)
+            return (x, kv_pages), None
+
+        stacked = {name: param[...] for name, param in self.layers.items()}
+        kinds, windows = _layer_kinds(spec)
+        (x, kv_pages), _ = jax.lax.scan(
+            layer_step, (x, kv_pages), (stacked, kinds, windows, jnp.arange(spec.num_layers, dtype=jnp.int32))
+        )
+        return rms_norm(x, self.outer["final_norm"][...], spec.norm_eps, spec.norm_offset), kv_pages
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits [n, vocab] float32 of hidden states [n, embed]."""
+        table = self.outer["embed" if self.spec.tie_embeddings else "lm_head"][...]
+        logits = jnp.einsum("te,ve->tv", hidden, table, preferred_element_type=jnp.float32)
+        return soft_cap(logits, self.spec.logits_soft_cap)
+
+
+def _layer_kinds(spec: ModelSpec) -> tuple[jax.Array, jax.Array]:
+    """For each layer the index of its rope among the distinct ones, and its window."""
+    ropes = list(dict.fromkeys(layer.rope for layer in spec.layers))
+    kinds = np.asarray([ropes.index(layer.rope) for layer in spec.layers], np.int32)
+    windows = np.asarray([layer.window or NO_WINDOW for layer in spec.layers], np.int32)
+    return jnp.asarray(kinds), jnp.asarray(windows)
+
+
+def _rope_by_kind(spec: ModelSpec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [kinds, T, 1, head_dim / 2]: computed once a step, not once a layer."""
+    ropes = dict.fromkeys(layer.rope for layer in spec.layers)
+    tables = []
+    for rope in ropes:
+        cos, sin = rope_tables(positions, jnp.asarray(inverse_frequencies(rope, spec.head_dim)))
+        tables.append((cos * rope.attention_factor, sin * rope.attention_factor))
+    return jnp.stack([cos for cos, _ in tables]), jnp.stack([sin for _, sin in tables])
+
+
+def _layer(
+    spec: ModelSpec, weights: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array, attention: Attention
+) -> tuple[jax.Array, jax.Array]:
+    """One transformer layer on x [T, embed]; returns it and what `attention` made of the KV pool."""
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        return rms_norm(x, weights[name], spec.norm_eps, spec.norm_offset)
+
+    sandwich = spec.norm_placement == "sandwich"
+    y, kv_pages = _attention_block(spec, weights, norm(x, "attn_norm"), cos, sin, attention)
+    x = x + (norm(y, "post_attn_norm") if sandwich else y)
+    y = _mlp_block(spec, weights, norm(x, "mlp_norm"))
+    return x + (norm(y, "post_mlp_norm") if sandwich else y), kv_pages
+
+
+def _attention_block(
+    spec: ModelSpec, weights: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array, attention: Attention
+) -> tuple[jax.Array, jax.Array]:
+    q, k, v = (jnp.einsum("te,ehd->thd", x, weights[name]) for name in "qkv")
+    if spec.qkv_bias:
+        q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
+    if spec.qk_norm:
+        q = rms_norm(q, weights["q_norm"], spec.norm_eps, spec.norm_offset)
+        k = rms_norm(k, weights["k_norm"], spec.norm_eps, spec.norm_offset)
+    attended, kv_pages = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+    y = jnp.einsum("thd,hde->te", attended, weights["o"])
+    return (y + weights["o_bias"] if spec.output_bias else y), kv_pages
+
+
+def _mlp_block(spec: ModelSpec, weights: Layer, x: jax.Array) -> jax.Array:
+    gate, up = x @ weights["gate"], x @ weights["up"]
+    if spec.mlp_bias:
+        gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
+    y = (_ACTIVATIONS[spec.activation](gate) * up) @ weights["down"]
+    return y + weights["down_bias"] if spec.mlp_bias else y

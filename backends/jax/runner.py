@@ -1,0 +1,159 @@
+"""The JAX model runner: plans in, tokens out, one compiled call a step."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
+from ...engine.config import Choice, EngineConfig
+from ...engine.runner import ModelInfo, RunnerCapacity
+from ...sharding.mesh import make_mesh
+from ...sharding.rules import ShardingRules
+from ..models.params import ParamSpec
+from ..models.spec import ModelSpec
+from .buckets import bucket_of, compiled_shapes, token_buckets
+from .decoder import Decoder
+from .forward_batch import Layout
+from .pages import DeviceState, choose_pool_tokens, state_shapes, token_bytes
+from .step import make_step
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A launched step: arrays that the device may still be filling."""
+
+    arrays: dict[str, jax.Array]
+    count: int
+
+    def result(self) -> StepTokens:
+        return StepTokens(**{name: np.asarray(array)[: self.count] for name, array in self.arrays.items()})
+
+
+class JaxRunner:
+    """Runs a decoder on a mesh of JAX devices. `config` must be resolved: no option left to choose."""
+
+    def __init__(
+        self, config: EngineConfig, info: ModelInfo, spec: ModelSpec, params: tuple[ParamSpec, ...],
+        arrays: Mapping[str, jax.Array], devices: list[jax.Device], choices: tuple[Choice, ...] = (),
+    ) -> None:  # fmt: skip
+        self._spec = spec
+        self._mesh = make_mesh(devices)
+        self._rules = ShardingRules()
+        self._definition, self._weights = nnx.split(Decoder(spec, params, arrays))
+        self._kv_dtype = jnp.dtype(config.kv_cache_dtype)
+        pool = self._choose_pool(config, info, sum(array.nbytes for array in arrays.values()))
+        self.choices: tuple[Choice, ...] = (*choices, pool)
+        self.capacity = _capacity(config, pool)
+        self._buckets = token_buckets(self.capacity.max_step_tokens)
+        self._compiled: dict[tuple[int, SamplingVariant], jax.stages.Compiled] = {}
+        self._layouts: dict[tuple[int, SamplingVariant], Layout] = {}
+        self._state: DeviceState | None = None
+
+    def warmup(self) -> None:
+        """Compile every shape of the bucket table, several at a time, then create the KV pool."""
+        started = time.monotonic()
+        shapes = compiled_shapes(self.capacity.max_step_tokens)
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            tqdm(
+                total=len(shapes), desc="compiling", unit="shape", leave=False, dynamic_ncols=True
+            ) as progress,
+        ):
+            for _ in pool.map(self._compile, shapes):
+                progress.update()
+        self._state = self._empty_state()
+        print(f"compiled {len(shapes)} step shapes in {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+    def forward(self, batch: ScheduleBatch) -> _Pending:
+        """Launch a step. A shape that `warmup` did not compile is a KeyError, never a compilation."""
+        shape = (bucket_of(self._buckets, batch.num_tokens), batch.variant)
+        packed = jax.device_put(self._layouts[shape].pack(batch), self._replicated)
+        assert self._state is not None, "warmup() comes first"
+        self._state, sampled = self._compiled[shape](self._weights, self._state, packed)
+        return _Pending(sampled, len(batch.sampled))
+
+    def close(self) -> None:
+        """Drop weights, pool and compiled steps."""
+        self._state = None
+        self._weights = nnx.State({})
+        self._compiled.clear()
+
+    @property
+    def _replicated(self) -> NamedSharding:
+        return NamedSharding(self._mesh, PartitionSpec())
+
+    def _compile(self, shape: tuple[int, SamplingVariant]) -> None:
+        layout = Layout(*shape, self.capacity)
+        packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32, sharding=self._replicated)
+        step = jax.jit(make_step(self._definition, layout), donate_argnums=1)
+        self._compiled[shape] = step.lower(self._weights, self._abstract_state(), packed).compile()
+        self._layouts[shape] = layout
+
+    def _abstract_state(self) -> DeviceState:
+        capacity = self.capacity
+        shapes = state_shapes(
+            self._spec, self._kv_dtype, capacity.num_pages, capacity.page_size, capacity.max_running_requests
+        )
+        kv = self._rules.sharding(self._mesh, ("pages", "page", "kv_heads", "head_dim"))
+        shardings = (kv, self._replicated, self._replicated)
+        return DeviceState(
+            *(
+                jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=sharding)
+                for each, sharding in zip(shapes, shardings, strict=True)
+            )
+        )
+
+    def _empty_state(self) -> DeviceState:
+        return jax.tree.map(
+            lambda each: jnp.zeros(each.shape, each.dtype, device=each.sharding), self._abstract_state()
+        )
+
+    def _choose_pool(self, config: EngineConfig, info: ModelInfo, weight_bytes: int) -> Choice:
+        if config.max_total_tokens is not None:
+            return Choice("max_total_tokens", config.max_total_tokens, "as asked")
+        assert config.mem_fraction_static is not None and config.max_running_requests is not None
+        device = self._mesh.devices.flat[0]
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        free = stats["bytes_limit"] - stats["bytes_in_use"] if stats else psutil.virtual_memory().available
+        useful = config.max_running_requests * info.context_length
+        return choose_pool_tokens(
+            token_bytes(self._spec, self._kv_dtype), free, weight_bytes, config.mem_fraction_static, useful
+        )
+
+
+def _capacity(config: EngineConfig, pool: Choice) -> RunnerCapacity:
+    assert config.page_size and config.max_running_requests and config.chunked_prefill_size
+    num_pages = max(int(str(pool.value)) // config.page_size, 1)
+    return RunnerCapacity(
+        num_pages=num_pages,
+        page_size=config.page_size,
+        max_running_requests=config.max_running_requests,
+        max_step_tokens=config.chunked_prefill_size,
+        # rows that share a prefix list its pages once each, so a step may name more pages than exist
+        max_page_indices=2 * num_pages + config.max_running_requests,
+    )
+
+
+def use_compilation_cache(config: EngineConfig, default: Path) -> Choice:
+    """Point JAX's persistent compilation cache at the configured folder, or switch it off."""
+    if config.disable_compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return Choice("compilation_cache", "off", "as asked")
+    folder = Path(config.compilation_cache_dir or default).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return Choice("compilation_cache", str(folder), "the next start finds its compiled steps there")

@@ -1,0 +1,57 @@
+"""Backends by name. What a backend needs is imported when it is asked for."""
+
+from dataclasses import replace
+
+from ..engine.config import EngineConfig
+from ..engine.runner import Backend, ModelInfo, ModelRunner
+
+
+def backend_for(config: EngineConfig) -> Backend:
+    """The backend that `config` asks for."""
+    if config.backend == "fake":
+        from .fake.backend import FAKE_BACKEND
+
+        return FAKE_BACKEND
+    return Backend(describe_model, create_jax_runner)
+
+
+def describe_model(config: EngineConfig) -> ModelInfo:
+    """Find the model, fetching it if need be, and read what the host must know of it."""
+    from .models.describe import describe
+    from .models.source import find_model
+
+    return describe(config, find_model(config))
+
+
+def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
+    """Resolve what is left to choose, load the weights and build the JAX runner. Nothing is compiled yet."""
+    import jax
+    import jax.numpy as jnp
+
+    from ..sharding.mesh import make_mesh
+    from ..sharding.rules import ShardingRules
+    from .hardware import detect
+    from .jax.loader import load_params
+    from .jax.runner import JaxRunner, use_compilation_cache
+    from .models.checkpoint import open_checkpoint
+    from .models.describe import read_spec
+    from .models.embedded import models_folder
+    from .models.families.registry import param_table
+    from .models.source import find_model
+    from .models.weights import dummy_params, iterate_params
+    from .resolve import resolve
+
+    hardware = detect()
+    config, choices = resolve(config, info, hardware)
+    cache = use_compilation_cache(config, models_folder().parent / "compiled")
+    devices = jax.devices("tpu" if hardware.platform == "tpu" and hardware.driver is not None else "cpu")[:1]
+    source = find_model(config)
+    spec = replace(read_spec(source), context_length=info.context_length)
+    params = param_table(spec)
+    if config.load_format == "dummy":
+        weights = dummy_params(spec, params, config.random_seed or 0)
+    else:
+        weights = iterate_params(spec, params, open_checkpoint(source))
+    dtype = jnp.dtype(config.dtype)
+    arrays = load_params(weights, params, spec.num_layers, dtype, make_mesh(devices), ShardingRules())
+    return JaxRunner(config, info, spec, params, arrays, devices, (*choices, cache))
