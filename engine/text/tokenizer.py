@@ -171,8 +171,9 @@ def load_tokenizer(
     try:
         fast = _load_generic(path) or _load_auto(path, revision)
     except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"no tokenizer could be loaded from {path}: {' '.join(str(error).split())}; accepted are a folder or repo with a"
+            f"no tokenizer could be loaded from {path}: {reason}; accepted are a folder or repo with a"
             " tokenizer.json and a .gguf file (tokenizer_path names one, skip_tokenizer_init needs none)"
         ) from error
     if not getattr(fast, "is_fast", False):
