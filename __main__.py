@@ -18,13 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_backend(config: EngineConfig) -> Backend:
     """The backend that `config` asks for; no framework is imported before it is needed."""
-    if config.backend == "fake":
-        from .backends.fake.backend import FAKE_BACKEND
+    from .backends.registry import backend_for
 
-        return FAKE_BACKEND
-    from .backends.registry import BACKEND
-
-    return BACKEND
+    return backend_for(config)
 
 
 def survey(config: EngineConfig) -> Machine:

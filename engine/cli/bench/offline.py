@@ -91,6 +91,7 @@ def _play(
     history: list[Content] = [[] for _ in conversations]
     for number in range(max(len(each.turns) for each in conversations)):
         turns = [each.turns[number] for each in conversations]
+        prompts: list[Any]
         if number:
             prompts = [join(before, turn.content) for before, turn in zip(history, turns, strict=True)]
         else:
@@ -110,5 +111,10 @@ def _play(
     return outputs
 
 
-def _as_prompt(llm: LLM, content: Content) -> str | list[int]:
+def _as_prompt(llm: LLM, content: Content) -> Any:
     """Text or token ids as they are; chat messages through the model's template."""
+    if isinstance(content, str) or (content and isinstance(content[0], int)):
+        return content
+    if llm.tokenizer is None:
+        raise ConfigError("skip_tokenizer_init is set; chat messages need a tokenizer")
+    return llm.tokenizer.apply_chat_template(as_messages(content))

@@ -67,7 +67,9 @@ def _llama_like() -> Tokenizer:
 
 def whole(name: str, ids: list[int], skip: bool) -> str:
     fast = tokenizer(name).fast
-    return fast.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+    text = fast.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
 
 
 def deltas(name: str, ids: list[int], skip: bool) -> list[str]:
