@@ -51,10 +51,10 @@ class SamplingArrays:
 class ScheduleBatch:
     """One step's work. Immutable once scheduled; arrays must not be written by anyone after.
 
-    `token_ids` holds ids, or `-(slot + 1)` for the token that the step before this one sampled into
-    `slot` and that the host has not seen. `kv_slots` are flat pool positions, `page * page_size +
-    offset`. `page_indices[page_offsets[s]:page_offsets[s + 1]]` are the pages of row s, in order,
-    covering `kv_lens[s]` tokens, which include the tokens of this step.
+    `token_ids` holds ids, or `-(slot + 1)` for the token that an earlier step sampled into `slot`, which
+    the host may not have seen. `kv_slots` are flat pool positions, `page * page_size + offset`.
+    `page_indices[page_offsets[s]:page_offsets[s + 1]]` are the pages of row s, in order, covering
+    `kv_lens[s]` tokens, which include the tokens of this step.
     """
 
     step: int

@@ -121,10 +121,7 @@ def build_batch(
     page_indices = np.concatenate([request.page_ids for request in rows])
 
     slots = _i32([request.slot for request in rows])
-    newest = -1 - slots[: len(decode)]  # in flight, unless the host has seen it
-    seen = [index for index, request in enumerate(decode) if not request.num_in_flight]
-    if seen:
-        newest[seen] = [decode[index].output_ids[-1] for index in seen]
+    newest = -1 - slots[: len(decode)]  # whether the host has seen them or not
     pieces = [newest, *(chunk.request.known_tokens(chunk.start, chunk.end) for chunk in chunks)]
     token_ids = np.concatenate(pieces) if chunks else pieces[0]
     if chunks:

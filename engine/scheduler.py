@@ -179,6 +179,8 @@ class Scheduler:
         self._plan_decode(plan)
         for request in list(self.prefilling.values()):
             plan.stalled |= not self._plan_chunk(request, plan)
+        # after a preemption nobody: the pages are meant for others, and the host has yet to see the newest
+        # token of the request that was preempted
         if self.counters.preemptions == preemptions and not plan.stalled:
             self._admit(plan)
         if not plan.decode and not plan.chunks:
@@ -241,8 +243,6 @@ class Scheduler:
         for request in self.waiting.candidates():
             if not plan.tokens or not self._free_slots:
                 return
-            if request.num_in_flight:
-                continue  # preempted; the host has yet to see its newest token
             try:
                 needed = self._try_admit(request, plan, reserve)
             except Exception as error:  # a request that cannot be prepared ends alone
@@ -255,6 +255,7 @@ class Scheduler:
 
     def _try_admit(self, request: Request, plan: _Plan, reserve: int) -> int | None:
         """Pages to reserve for it from now on; 0 if it waits for a page in this step; None: no room."""
+        assert not request.num_in_flight, "a token is in flight that must be known"
         tokens = request.known_tokens()
         # the last token is always computed: its logits are wanted
         match = self.cache.match_prefix(tokens[:-1], request.extra_key)
