@@ -27,11 +27,13 @@ class Unreliable(FakeRunner):
     fails = False
     rng = random.Random(0)
     last_failure = -10
+    num_failures = 0
 
     def forward(self, batch: ScheduleBatch) -> PendingTokens:  # type: ignore[override]
         failing = self.fails and batch.step > self.last_failure + 6 and self.rng.random() < 0.02
         if failing:
             self.last_failure = batch.step
+            self.num_failures += 1
             if self.rng.random() < 0.5:
                 raise RuntimeError("the launch failed")
         return Outcome(super().forward(batch), failing)
@@ -72,7 +74,7 @@ class World:
             max_step_tokens=rng.choice([1, 2, 7, 32, 128]),
             max_page_indices=pages + rng.choice([0, 0, pages, 4 * pages]),
         )
-        runner = Unreliable(capacity, self.vocab, eos_token_id=EOS, eos_every=self.eos_every)
+        self.runner = runner = Unreliable(capacity, self.vocab, eos_token_id=EOS, eos_every=self.eos_every)
         runner.fails, runner.rng = rng.random() < 0.25, rng
         config = EngineConfig(
             disable_overlap_schedule=rng.random() < 0.3,
@@ -175,6 +177,8 @@ def test_a_random_world(seed: int) -> None:
     stats = world.engine.stats()
     assert stats.free_pages + stats.cached_pages == stats.num_pages
     assert stats.integrity_violations == 0
+    # the fake refuses a step that breaks the protocol: that would be one more
+    assert stats.step_failures == world.runner.num_failures
     for name, request in world.requests.items():
         got, want = world.tokens[name], world.expected(request)
         cut_short = world.ends[name].finish_reason in CUT_SHORT
