@@ -25,6 +25,7 @@ from .app import create_app
 from .options import ServerOptions
 from .state import Server
 
+_BACKLOG = 2048  # connections that may wait to be taken
 _WATCH_INTERVAL = 0.25  # seconds between looks at the engine process
 _LAST_WORDS = 2.0  # seconds in which clients still hear that the engine died
 _GOODBYE = 5  # seconds for answers to be written after the last request ended
@@ -57,6 +58,14 @@ def bind(options: ServerOptions) -> socket.socket:
     return listener
 
 
+def _listen(listener: socket.socket, options: ServerOptions) -> None:
+    """Take connections from now on; uvicorn answers them a moment later. Raises ConfigError."""
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:  # two servers bound the port at once, and the other was faster
+        raise ConfigError(f"port {options.port} cannot be listened on: {error.strerror or error}") from None
+
+
 async def _serve(
     config: EngineConfig, options: ServerOptions, backend: Backend, listener: socket.socket
 ) -> int:
@@ -68,6 +77,7 @@ async def _serve(
     try:
         if not await _unless_signalled(llm.start(), signals):
             return 0
+        _listen(listener, options)
         _announce(llm, listener)
         return await _run(llm, options, listener, signals)
     finally:
