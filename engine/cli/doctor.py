@@ -48,7 +48,6 @@ PACKAGES = (
     Package("pyzmq", "messages between server and engine"),
     Package("prometheus_client", "metrics"),
     Package("psutil", "memory and processes"),
-    Package("rich", "the terminal"),
     Package("tqdm", "progress bars"),
 )
 

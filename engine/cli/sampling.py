@@ -1,0 +1,48 @@
+"""Sampling flags: one for each field of `SamplingParams`, over the model's own defaults."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import EngineConfig
+from ..request import SamplingParams
+from ..runner import ModelInfo
+from .options import add_options
+
+_MODEL = "default: the model's, else"
+_HELPS = {
+    "max_new_tokens": "most tokens to generate",
+    "min_new_tokens": "fewest tokens to generate before the text may end",
+    "temperature": f"randomness; 0 takes the likeliest token ({_MODEL} 1.0)",
+    "top_k": f"sample from so many likeliest tokens, -1 from all ({_MODEL} -1)",
+    "top_p": f"sample from the likeliest tokens that together have this probability ({_MODEL} 1.0)",
+    "min_p": f"leave out tokens below this share of the likeliest one's probability ({_MODEL} 0.0)",
+    "frequency_penalty": "taken off a token's logit for each time it was generated",
+    "presence_penalty": "taken off a token's logit once it was generated",
+    "repetition_penalty": f"divides the logits of tokens in prompt and output; 1 is off ({_MODEL} 1.0)",
+    "logit_bias": "added to logits: an object of token id to bias",
+    "sampling_seed": "fixes the text that a prompt gives (default: drawn)",
+    "stop": "string that ends the text; may be given several times",
+    "stop_token_ids": "token id that ends the text; may be given several times",
+    "ignore_eos": "go on after the end-of-text token",
+    "skip_special_tokens": "leave special tokens out of the text",
+    "no_stop_trim": "keep the stop string in the text",
+    "n": "texts for each prompt",
+    "logprobs": "log probabilities: 0 of the chosen token, k of the k likeliest too (default: none)",
+}
+
+
+def add_sampling_options(
+    parser: argparse.ArgumentParser, helps: Mapping[str, str] | None = None, exclude: tuple[str, ...] = ()
+) -> None:
+    """Add a flag for each field of `SamplingParams` but those in `exclude`; `helps` replaces texts."""
+    add_options(parser, SamplingParams, {**_HELPS, **(helps or {})}, exclude)
+
+
+def sampling_params(config: EngineConfig, info: ModelInfo, given: Mapping[str, Any]) -> SamplingParams:
+    """The parameters that were given, over the model's own where `sampling_defaults` asks for them.
+
+    Raises RequestError, naming the field, for a value that cannot be honoured.
+    """
+    defaults = info.default_sampling if config.sampling_defaults == "model" else {}
+    return SamplingParams(**{**defaults, **given})
