@@ -127,9 +127,10 @@ def test_one_bad_prompt_and_nothing_is_run() -> None:
 
 
 def test_what_only_the_engine_can_refuse_leaves_it_usable() -> None:
+    prompts: list[str | list[int]] = ["a", [1] * 64, "b"]
     with fake_llm(max_total_tokens=64) as llm:
         with pytest.raises(RequestError, match="at most 63"):
-            llm.generate(["a", [1] * 64, "b"], GREEDY, use_tqdm=False)
+            llm.generate(prompts, GREEDY, use_tqdm=False)
         assert all_pages_are_back(llm)
         assert llm.generate("hello", GREEDY, use_tqdm=False)[0].token_ids == expected("hello")
 

@@ -68,7 +68,8 @@ def test_a_field_has_one_treatment(model: type[Body]) -> None:
 @pytest.mark.parametrize("model", BODIES)
 def test_unknown_fields_are_refused_whatever_their_value(model: type[Body]) -> None:
     parse(model, smallest(model))
-    for value in (1, None, "", [], {}):
+    values: list[Any] = [1, None, "", [], {}]
+    for value in values:
         with pytest.raises(RequestError, match="frobnicate is not a field") as caught:
             parse(model, {**smallest(model), "frobnicate": value})
         assert caught.value.field == "frobnicate" and caught.value.status == 400
@@ -137,12 +138,11 @@ def params_of(route: str, fields: dict[str, Any], defaults: dict[str, float] | N
         names = {"seed": "sampling_seed", "min_tokens": "min_new_tokens"}
         data = {names.get(name, name): value for name, value in fields.items()}
         return native.read_sampling(data, "sampling_params", defaults or {}, None)
-    model, more = {
-        "completions": (openai.CompletionBody, {"prompt": "a"}),
-        "chat": (openai.ChatBody, {"messages": [{}]}),
-    }[route]
-    body = parse(model, {**more, **fields})
-    assert isinstance(body, sampling.SamplingBody)
+    body: sampling.SamplingBody
+    if route == "completions":
+        body = parse(openai.CompletionBody, {"prompt": "a", **fields})
+    else:
+        body = parse(openai.ChatBody, {"messages": [{}], **fields})
     return sampling_params(body, defaults or {}, 128, None)
 
 

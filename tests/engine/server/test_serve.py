@@ -213,7 +213,7 @@ def test_client_that_leaves_frees_its_request(roomy: Any, path: str, stream: boo
 def test_abort_request(roomy: Any) -> None:
     with httpx.Client(base_url=roomy.url) as http:
         answers: list[httpx.Response] = []
-        rid = {"rid": "the-one"}
+        rid: dict[str, Any] = {"rid": "the-one"}
         thread = post_in_thread(roomy.url, body(**rid), answers)
         until(lambda: http.get("/server_info").json()["num_open_requests"])
         twice = http.post("/generate", json=body(**rid))
@@ -249,6 +249,6 @@ def test_without_a_tokenizer(start: Any) -> None:
             assert "skip_tokenizer_init" in answer.text
         got = http.post("/generate", json=body(4, return_logprob=True)).json()
         assert len(got["output_ids"]) == 4 and got["text"] == ""
-        data = {"prompt": [1, 2], "max_tokens": 2, "temperature": 0, "logprobs": 1}
-        tokens = http.post("/v1/completions", json=data).json()["choices"][0]["logprobs"]["tokens"]
+        asked = {"prompt": [1, 2], "max_tokens": 2, "temperature": 0, "logprobs": 1}
+        tokens = http.post("/v1/completions", json=asked).json()["choices"][0]["logprobs"]["tokens"]
         assert all(token.startswith("token_id:") for token in tokens)
