@@ -1,7 +1,7 @@
 """What a user asked for (`SamplingParams`, `Request`) and what has come back so far."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -57,7 +57,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     sampling_seed: int | None = None
-    stop: Sequence[str] = ()  # kept as a tuple; one string is one stop string
+    stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True

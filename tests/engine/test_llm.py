@@ -91,7 +91,7 @@ def test_stop_strings_and_end_tokens() -> None:
         assert llm.tokenizer is not None
         text = llm.tokenizer.decode(expected("hello", 40))
         stop = next(text[at : at + 2] for at in range(10, 30) if "\ufffd" not in text[at : at + 2])
-        params = SamplingParams(max_new_tokens=40, temperature=0.0, ignore_eos=True, stop=stop)
+        params = SamplingParams(max_new_tokens=40, temperature=0.0, ignore_eos=True, stop=(stop,))
         (result,) = llm.generate("hello", params, use_tqdm=False)
         assert (result.text, result.matched_stop) == (text[: text.index(stop)], stop)
         assert result.finish_reason is FinishReason.STOP

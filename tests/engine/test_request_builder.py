@@ -118,7 +118,7 @@ def test_without_a_tokenizer() -> None:
     with pytest.raises(RequestError, match="accepted are token ids"):
         ids_only.build("hi", SamplingParams(), request_id="x")
     with pytest.raises(RequestError, match="accepted are stop_token_ids") as caught:
-        ids_only.build([1], SamplingParams(stop="x"), request_id="x")
+        ids_only.build([1], SamplingParams(stop=("x",)), request_id="x")
     assert caught.value.field == "stop"
 
 
