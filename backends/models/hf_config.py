@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.errors import ModelError
+from ...engine.text.gguf_tokenizer import END_TOKENS
 from .spec import RopeSpec
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -194,7 +195,9 @@ def hf_windows(
 
 
 def read_generation_defaults(folder: str | Path) -> tuple[set[int], dict[str, float | int]]:
-    """End-of-text ids and sampling defaults of config.json and generation_config.json.
+    """End tokens and sampling defaults of config.json, generation_config.json and the tokenizer's files.
+
+    Ends of a turn count, which some chat models name in their template alone.
 
     Sampling fields are named as in `SamplingParams`; those the files leave out are left out.
     """
@@ -207,8 +210,22 @@ def read_generation_defaults(folder: str | Path) -> tuple[set[int], dict[str, fl
     ids: set[int] = set()
     for source in (generation, config, text):
         value = source.get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int):
+                ids.add(each)
+            elif each is not None:
+                raise ModelError(f"eos_token_id is {value!r} in {folder}; accepted are integers")
     sampling = {name: generation[name] for name in _SAMPLING_FIELDS if generation.get(name) is not None}
     if sampling.get("top_k") == 0:
         sampling["top_k"] = -1  # both mean: keep the whole vocabulary
-    return ids, sampling
+    return ids | _known_end_tokens(folder), sampling
+
+
+def _known_end_tokens(folder: Path) -> set[int]:
+    """Special tokens of a tokenizer that are known to end a text or a turn."""
+    config, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    # Either file may list them; the second can be tens of megabytes.
+    added: dict[str, Any] = read_json(config).get("added_tokens_decoder") or {} if config.exists() else {}
+    if not added and whole.exists():
+        added = {str(each["id"]): each for each in read_json(whole).get("added_tokens") or []}
+    return {int(key) for key, each in added.items() if each.get("special") and each["content"] in END_TOKENS}

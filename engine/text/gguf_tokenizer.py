@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # values of tokenizer.ggml.token_type
-_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>")
+END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>")
 _SPACE = "▁"  # how SentencePiece writes a space
 
 _LLAMA3_SPLIT = (
@@ -28,15 +28,26 @@ _GPT2 = ("gpt-2", "default")
 def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     """Build the tokenizer of a GGUF file, chat template included.
 
-    Raises ModelError when the file has no tokenizer, or one of a kind that is not understood.
+    Raises ModelError when the file has no tokenizer, a damaged one, or one of a kind that is not understood.
     """
-    from transformers import PreTrainedTokenizerFast
-
     header = read_gguf_header(path)
     fields = _fields(header)
     kind = fields.get("model")
     if kind not in ("gpt2", "llama"):
         raise ModelError(f"tokenizer.ggml.model is {kind!r} in {path}; accepted are gpt2 and llama")
+    try:
+        return _build(kind, fields, header.metadata.get("tokenizer.chat_template"))
+    except ModelError:
+        raise
+    except Exception as error:  # lists that do not fit each other: tokenizers raises nothing narrower
+        raise ModelError(
+            f"the tokenizer in {path} is incomplete or damaged ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _build(kind: str, fields: dict[str, Any], chat_template: str | None) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = _byte_level(fields) if kind == "gpt2" else _sentencepiece(fields)
     _add_whole_tokens(tokenizer, fields)
     _add_ends(tokenizer, fields, begins=kind == "llama" or fields.get("pre") in _LLAMA3)
@@ -48,7 +59,7 @@ def load_gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     }
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
-        chat_template=header.metadata.get("tokenizer.chat_template"),
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
         **special,
     )
@@ -64,7 +75,7 @@ def gguf_end_token_ids(header: GgufHeader) -> set[int]:
     tokens, kinds = fields.get("tokens", []), fields.get("token_type")
     if kinds is not None:
         control = {tokens[index]: int(index) for index in (kinds == _CONTROL).nonzero()[0]}
-        ids |= {control[token] for token in _END_TOKENS if token in control}
+        ids |= {control[token] for token in END_TOKENS if token in control}
     return ids
 
 

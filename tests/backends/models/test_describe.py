@@ -58,6 +58,35 @@ def test_generation_config(tmp_path: Path) -> None:
     assert described(tmp_path, sampling_defaults="openai").default_sampling == {}
 
 
+def test_end_tokens_outside_the_vocabulary_are_none(tmp_path: Path) -> None:
+    folder_of(tmp_path, LLAMA | dict(eos_token_id=[-1, 99, 100]))
+    assert described(tmp_path).eos_token_ids == {99}
+
+
+def test_sampling_defaults_that_cannot_be_used(tmp_path: Path) -> None:
+    folder_of(tmp_path, LLAMA, dict(temperature="hot"))
+    with pytest.raises(ModelError, match="temperature is 'hot'.*sampling_defaults=openai"):
+        described(tmp_path)
+    assert described(tmp_path, sampling_defaults="openai").default_sampling == {}
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+def test_ends_of_a_turn_count_where_only_the_tokenizer_has_them(place: str, tmp_path: Path) -> None:
+    tokens = {
+        7: ("</s>", True),
+        9: ("<|im_end|>", True),
+        10: ("<|eot_id|>", False),
+        11: ("<|im_start|>", True),
+    }
+    listed = [dict(id=index, content=text, special=special) for index, (text, special) in tokens.items()]
+    if place == "tokenizer.json":
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(eos_token="</s>")))
+        (tmp_path / place).write_text(json.dumps(dict(added_tokens=listed)))
+    else:
+        (tmp_path / place).write_text(json.dumps(dict(added_tokens_decoder={t["id"]: t for t in listed})))
+    assert described(folder_of(tmp_path, LLAMA)).eos_token_ids == {7, 9}
+
+
 def test_names_and_context(tmp_path: Path) -> None:
     folder_of(tmp_path, LLAMA)
     info = described(tmp_path, served_model_name="mine", context_length=128)
@@ -78,6 +107,15 @@ def test_names_and_context(tmp_path: Path) -> None:
         (dict(dtype="float8"), "dtype is 'float8'.*bfloat16"),
         (dict(rope_scaling=dict(type="dynamic", factor=2.0)), "rope_type is 'dynamic'"),
         (dict(layer_types=["full_attention"]), "layer_types"),
+        (dict(num_attention_heads="four"), "a field has the wrong type.*'four'"),
+        (dict(num_attention_heads=0), "a field has the wrong type"),
+        (dict(text_config=[1]), "a field has the wrong type"),
+        (dict(rope_scaling=[1]), "a field has the wrong type"),
+        (dict(num_key_value_heads=3), "num_kv_heads is 3 .* divisor of 4 heads"),
+        (dict(head_dim=15), "head_dim is 15 .* even"),
+        (dict(num_hidden_layers=0), "num_layers is 0 .* at least 1"),
+        (dict(max_position_embeddings=-4), "context_length is -4 .* at least 1"),
+        (dict(eos_token_id="7"), "eos_token_id is '7'"),
     ],
 )
 def test_what_cannot_be_served_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Tokenizers rebuilt from GGUF files, against transformers' own conversion of the same files."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,19 @@ def test_numbers_are_cut_as_the_file_says(tmp_path: Path) -> None:
     assert tokens_of("gpt-2") == ["123", "4"]
 
 
+def test_digits_are_set_apart_before_spaces_are_looked_at(tmp_path: Path) -> None:
+    """By hand, as transformers' conversion takes smollm for gpt-2: both spaces are one piece for smollm,
+    while gpt-2 leaves the second to the number."""
+
+    def tokens_of(pre: str) -> list[str]:
+        fields = byte_level_fields() | dict(architecture="llama", pre=pre, add_bos_token=False)
+        tokenizer = load_gguf_tokenizer(write_tokenizer(tmp_path / f"{pre}.gguf", **fields))
+        return list(tokenizer.convert_ids_to_tokens(tokenizer("a  1").input_ids))
+
+    assert tokens_of("smollm") == ["a", "ĠĠ", "1"]
+    assert tokens_of("gpt-2") == ["a", "Ġ", "Ġ", "1"]
+
+
 def sentencepiece_fields() -> dict[str, Any]:
     """Llama's kind: unknown, begin and end, all bytes, then pieces from the likeliest on."""
     pieces = ["▁h", "el", "▁hel", "lo", "▁hello", "▁▁", "▁▁▁", "in", "ing", "ab", "abc", "bc"]
@@ -127,6 +143,42 @@ def test_sentencepiece_equals_transformers(tmp_path: Path) -> None:
     fields = sentencepiece_fields() | dict(architecture="gemma3", add_space_prefix=False, add_bos_token=True)
     path = write_tokenizer(tmp_path / "tiny.gguf", **fields)
     agree(path, ["hello hello", "  hello   ing\n", "abcbcbc héllo", "   ", "<s>hello</s>"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("gpt2", dict(merges=None)),
+        ("gpt2", dict(tokens=None)),
+        ("gpt2", dict(merges=["zz qq"])),
+        ("gpt2", dict(merges=["ab"])),
+        ("gpt2", dict(token_type=[NORMAL])),
+        ("gpt2", dict(padding_token_id=99_999)),
+        ("llama", dict(scores=None)),
+        ("llama", dict(scores=[0.0])),
+        ("llama", dict(unknown_token_id=99_999)),
+    ],
+)
+def test_damaged_tokenizers_are_refused(kind: str, change: dict[str, Any], tmp_path: Path) -> None:
+    fields = byte_level_fields() | dict(architecture="llama", pre="gpt-2")
+    fields = (fields if kind == "gpt2" else sentencepiece_fields()) | change
+    fields = {key: value for key, value in fields.items() if value is not None}
+    with pytest.raises(ModelError, match="tokenizer in .*tiny.gguf is incomplete or damaged"):
+        load_gguf_tokenizer(write_tokenizer(tmp_path / "tiny.gguf", **fields))
+
+
+def test_loading_imports_no_framework(tmp_path: Path) -> None:
+    """In a process of its own, as this one has imported torch."""
+    fields = byte_level_fields() | dict(architecture="llama", pre="smollm")
+    path = write_tokenizer(tmp_path / "tiny.gguf", **fields)
+    script = (
+        "import sys\nfrom radixmesh.engine.text.gguf_tokenizer import load_gguf_tokenizer\n"
+        f"assert load_gguf_tokenizer({str(path)!r}).encode('hello')\n"
+        "assert not {'torch', 'jax', 'gguf'} & set(sys.modules)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_unknown_kinds_are_refused(tmp_path: Path) -> None:
