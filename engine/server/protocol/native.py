@@ -76,7 +76,7 @@ class GenerateBody(Body):
 class GenerateSampling(Body):
     """`sampling_params` of /generate, in SGLang's names."""
 
-    max_new_tokens: Int | None = 128
+    max_new_tokens: Int = 128
     min_new_tokens: Int = 0
     temperature: Float | None = None
     top_k: Int | None = None
