@@ -27,7 +27,9 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("serve", ".serve", "serve a model over HTTP: OpenAI's routes and SGLang's"),
     Command("chat", ".chat", "talk to a model in the terminal"),
+    Command("generate", ".generate", "generate text for prompts from arguments, a file or stdin"),
     Command("bench offline", ".bench.offline", "throughput of the engine in this process"),
+    Command("bench latency", ".bench.latency", "prefill and decode time of one batch"),
     Command("bench serve", ".bench.serve", "throughput and latency of a running server"),
     Command("doctor", ".doctor", "what this machine has, what would serve, and what is missing"),
 )

@@ -15,6 +15,7 @@ from ...errors import ConfigError
 from ...llm import LLM
 from ...outputs import RequestOutput
 from ...request import SamplingParams
+from ..generate import Entry, prompt_of
 from ..joints import Joints
 from ..options import add_options, read_options
 from .clients import as_messages
@@ -113,8 +114,6 @@ def _play(
 
 def _as_prompt(llm: LLM, content: Content) -> Any:
     """Text or token ids as they are; chat messages through the model's template."""
-    if isinstance(content, str) or (content and isinstance(content[0], int)):
+    if isinstance(content, str) or not content or isinstance(content[0], int):
         return content
-    if llm.tokenizer is None:
-        raise ConfigError("skip_tokenizer_init is set; chat messages need a tokenizer")
-    return llm.tokenizer.apply_chat_template(as_messages(content))
+    return prompt_of(Entry(messages=as_messages(content)), llm.tokenizer)
