@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from radixmesh.engine.cli.bench.datasets import DatasetOptions
+from radixmesh.engine.cli.bench.latency import LatencyBenchOptions
 from radixmesh.engine.cli.bench.offline import OfflineBenchOptions
 from radixmesh.engine.cli.bench.serve import ServeBenchOptions
 from radixmesh.engine.cli.options import Parser, add_options, flag_of, read_options
@@ -20,6 +21,7 @@ from radixmesh.engine.server.options import ServerOptions
 
 CLASSES = [
     EngineConfig, SamplingParams, ServerOptions, DatasetOptions, ServeBenchOptions, OfflineBenchOptions,
+    LatencyBenchOptions,
 ]  # fmt: skip
 FIELDS = [(cls, option) for cls in CLASSES for option in dataclasses.fields(cls)]
 # Options whose values are not free: what the dataclass itself accepts.
