@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from radixmesh.backends.fake.backend import FAKE_BACKEND
@@ -32,6 +33,7 @@ from radixmesh.engine.runner import Backend
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 ENDLESS = SamplingParams(max_new_tokens=None, **GREEDY)  # to the end of a very long context
 LONG = 10_000_000  # tokens
+_others: set[int] = set()  # children that were there before a test
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,8 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = Path("/tmp") / f"rm-{os.getpid()}"  # short: it holds sockets
     folder.mkdir(exist_ok=True)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    _others.clear()
+    _others.update(child.pid for child in psutil.Process().children())  # servers of other tests' fixtures
     yield
     assert list(folder.iterdir()) == []
     folder.rmdir()
@@ -47,10 +51,9 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def children() -> list[str]:
-    """Command lines of this process's children."""
-    import psutil
-
-    return [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    """Command lines of the children that this test started."""
+    mine = [child for child in psutil.Process().children() if child.pid not in _others]
+    return [" ".join(child.cmdline()) for child in mine]
 
 
 @asynccontextmanager
