@@ -34,6 +34,12 @@ def test_one_request() -> None:
     assert SECOND.tpot is None
 
 
+def test_tokens_that_came_with_the_first_are_not_after_it() -> None:
+    record = RequestRecord(start=0.0, arrivals=[1.0, 2.0], arrived_tokens=[3, 4], end=2.0)
+    assert record.tpot == pytest.approx(0.25)
+    assert RequestRecord(start=0.0, arrivals=[1.0], arrived_tokens=[3], end=1.0).tpot is None
+
+
 def test_summary_of_two_requests_and_a_failed_one() -> None:
     report = summarize([FIRST, SECOND, FAILED], duration=2.0)
     assert (report.completed, report.failed, report.errors) == (2, 1, ("status 429",))

@@ -158,6 +158,14 @@ def test_failures_are_in_the_record(server: Server) -> None:
     assert asyncio.run(send(target(server, "sglang"), Turn("x", 1))).error == "the stream has no 'meta_info'"
 
 
+def test_token_ids_may_come_piece_by_piece(server: Server) -> None:
+    def event(ids: list[int], count: int) -> Any:
+        return {"text": "", "output_ids": ids, "meta_info": {"completion_tokens": count, "prompt_tokens": 1}}
+
+    server.answer = lambda path, body: [event([5], 1), event([6, 7], 3), event([8], 4)]
+    assert asyncio.run(send(target(server, "sglang"), Turn([1], 4))).token_ids == [5, 6, 7, 8]
+
+
 def test_no_server_is_an_http_error() -> None:
     with pytest.raises(HttpError, match="127.0.0.1:9 cannot be reached"):
         asyncio.run(fetch_json("GET", "http://127.0.0.1:9/x"))
