@@ -1,6 +1,6 @@
 """Backends by name. What a backend needs is imported when it is asked for."""
 
-from dataclasses import replace
+from pathlib import Path
 
 from ..engine.config import EngineConfig
 from ..engine.runner import Backend, ModelInfo, ModelRunner
@@ -35,18 +35,17 @@ def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
     from .jax.runner import JaxRunner, use_compilation_cache
     from .models.checkpoint import open_checkpoint
     from .models.describe import read_spec
-    from .models.embedded import models_folder
     from .models.families.registry import param_table
-    from .models.source import find_model
+    from .models.source import source_of
     from .models.weights import dummy_params, iterate_params
-    from .resolve import resolve
+    from .resolve import jax_device, resolve
 
     hardware = detect()
     config, choices = resolve(config, info, hardware)
-    cache = use_compilation_cache(config, models_folder().parent / "compiled")
-    devices = jax.devices("tpu" if hardware.platform == "tpu" and hardware.driver is not None else "cpu")[:1]
-    source = find_model(config)
-    spec = replace(read_spec(source), context_length=info.context_length)
+    cache = use_compilation_cache(config, compiled_folder(config))
+    devices = jax.devices(jax_device(hardware))[:1]
+    source = source_of(info)
+    spec = read_spec(source)
     params = param_table(spec)
     if config.load_format == "dummy":
         weights = dummy_params(spec, params, config.random_seed or 0)
@@ -55,3 +54,10 @@ def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
     dtype = jnp.dtype(config.dtype)
     arrays = load_params(weights, params, spec.num_layers, dtype, make_mesh(devices), ShardingRules())
     return JaxRunner(config, info, spec, params, arrays, devices, (*choices, cache))
+
+
+def compiled_folder(config: EngineConfig) -> Path:
+    """Where compiled steps are kept: beside the embedded models, unless `config` says otherwise."""
+    from .models.embedded import models_folder
+
+    return Path(config.compilation_cache_dir or models_folder().parent / "compiled").expanduser()

@@ -44,15 +44,19 @@ def resolve(
     return resolved, choices
 
 
+def jax_device(hardware: Hardware) -> Device:
+    """What jax will run on: a TPU needs its library, and GPUs are not served yet."""
+    return "tpu" if hardware.platform == "tpu" and hardware.driver is not None else "cpu"
+
+
 def _backend(config: EngineConfig, hardware: Hardware) -> tuple[Choice, Device]:
     """The backend, and the device that it will run on."""
     seen = f"{hardware.count} x {hardware.kind}" if hardware.platform != "cpu" else hardware.kind
-    on_tpu = hardware.platform == "tpu" and hardware.driver is not None
     if config.backend == "fake":
         return Choice("backend", "fake", "as asked"), "cpu"
     if config.backend == "jax":
-        return Choice("backend", "jax", "as asked"), "tpu" if on_tpu else "cpu"
-    if on_tpu:
+        return Choice("backend", "jax", "as asked"), jax_device(hardware)
+    if jax_device(hardware) == "tpu":
         return Choice("backend", "jax", f"{seen} is here ({hardware.reason})"), "tpu"
     if hardware.platform == "tpu":
         reason = f"{seen} is here, but the package libtpu is not, so jax runs on the CPU; install jax[tpu]"
@@ -119,7 +123,7 @@ def _step_sizes(config: EngineConfig, device: Device) -> tuple[Choice, Choice]:
     else:
         auto_chunk, auto_rows = 512, 64
         why_chunk = "a CPU needs about a second for as many, the longest that running requests wait"
-        why_rows = "more rows than this make a CPU's step longer, not its throughput higher"
+        why_rows = "beyond this a CPU's step grows nearly as fast as its rows"
 
     if chunk is not None:
         chunk_choice = Choice("chunked_prefill_size", chunk, "as asked")

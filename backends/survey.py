@@ -1,13 +1,13 @@
 """What `radixmesh doctor` tells of this machine. Nothing is fetched, loaded or started."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 from ..engine.cli.joints import Machine
 from ..engine.config import EngineConfig
 from ..engine.runner import ModelInfo
 from .hardware import detect
 from .models.embedded import EMBEDDED, models_folder
+from .registry import compiled_folder
 from .resolve import resolve
 
 
@@ -27,11 +27,9 @@ def survey(config: EngineConfig) -> Machine:
     )
     _, choices = resolve(config, unknown, hardware)
     models = {name: models_folder() / model.file for name, model in EMBEDDED.items()}
-    cache = models_folder().parent
-    compiled = Path(config.compilation_cache_dir or cache / "compiled").expanduser()
     return Machine(
         hardware=asdict(hardware),
         choices=tuple(choice for choice in choices if choice.name != "context_length"),
         models={name: str(path) if path.is_file() else None for name, path in models.items()},
-        folders={"models": str(models_folder()), "compiled steps": str(compiled)},
+        folders={"models": str(models_folder()), "compiled steps": str(compiled_folder(config))},
     )

@@ -41,7 +41,7 @@ from .request import Request, SamplingParams
 from .request_builder import Prompt, RequestBuilder
 from .runner import Backend, ModelInfo, RunnerCapacity
 from .stats import EngineStats
-from .text.tokenizer import Tokenizer, load_tokenizer
+from .text.tokenizer import Tokenizer, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,9 @@ class AsyncLLM:
             self._death = None
             self._client.start(self.config, self._backend)
             self.info = await self._described
-            self.tokenizer = await asyncio.to_thread(self._load_tokenizer)  # while the weights are loaded
+            self.tokenizer = await asyncio.to_thread(
+                tokenizer_of, self.config, self.info
+            )  # while weights load
             ready = await self._ready
         except BaseException:
             self._death = "it could not be started"
@@ -102,12 +104,6 @@ class AsyncLLM:
         self.capacity, self.choices = ready.capacity, ready.choices
         self._builder = RequestBuilder(self.info, self.tokenizer, self.config.random_seed)
         self._turn = time.monotonic()
-
-    def _load_tokenizer(self) -> Tokenizer | None:
-        if self.config.skip_tokenizer_init:
-            return None
-        path = self.config.tokenizer_path or self.info.path
-        return load_tokenizer(path, self.config.chat_template, self.config.revision)
 
     async def generate(
         self,

@@ -23,7 +23,8 @@ class Choice(NamedTuple):
     reason: str
 
 
-def _option(default: Any, help: str) -> Any:
+def option(default: Any, help: str) -> Any:
+    """A dataclass field that becomes a command line flag; `help` is what the flag tells."""
     return field(default=default, metadata={"help": help})
 
 
@@ -34,51 +35,49 @@ class EngineConfig:
     Raises ConfigError, naming the option, for a value that cannot be honoured.
     """
 
-    model_path: str = _option(
+    model_path: str = option(
         DEFAULT_MODEL, "Hugging Face repo id, local folder, .gguf file, or an embedded model's name"
     )
-    tokenizer_path: str | None = _option(None, "folder or repo id of the tokenizer; default: the model's own")
-    served_model_name: str | None = _option(None, "name that the API shows; default: the model path")
-    revision: str | None = _option(None, "branch, tag or commit of the Hugging Face repo")
-    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = _option(
+    tokenizer_path: str | None = option(None, "folder or repo id of the tokenizer; default: the model's own")
+    served_model_name: str | None = option(None, "name that the API shows; default: the model path")
+    revision: str | None = option(None, "branch, tag or commit of the Hugging Face repo")
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = option(
         "auto", "where weights come from; dummy draws random ones from config.json alone"
     )
-    skip_tokenizer_init: bool = _option(False, "take and return token ids only; load no tokenizer")
-    chat_template: str | None = _option(None, "file with a Jinja chat template; default: the model's own")
-    sampling_defaults: Literal["model", "openai"] = _option(
+    skip_tokenizer_init: bool = option(False, "take and return token ids only; load no tokenizer")
+    chat_template: str | None = option(None, "file with a Jinja chat template; default: the model's own")
+    sampling_defaults: Literal["model", "openai"] = option(
         "model", "defaults of unset sampling parameters: the model's generation_config.json, or OpenAI's"
     )
-    backend: Literal["auto", "jax", "fake"] = _option("auto", "what runs the model")
-    dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "dtype of weights and activations")
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "dtype of the KV pool")
-    context_length: int | None = _option(None, "longest prompt plus output, in tokens; default: the model's")
-    mem_fraction_static: float | None = _option(
+    backend: Literal["auto", "jax", "fake"] = option("auto", "what runs the model")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "dtype of weights and activations")
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "dtype of the KV pool")
+    context_length: int | None = option(None, "longest prompt plus output, in tokens; default: the model's")
+    mem_fraction_static: float | None = option(
         None, "share of the free memory that weights and KV pool may take together"
     )
-    max_total_tokens: int | None = _option(None, "tokens in the KV pool; default: as memory allows")
-    max_running_requests: int | None = _option(None, "rows in one step")
-    max_queued_requests: int = _option(4096, "requests that may wait; more are refused with 429")
-    chunked_prefill_size: int | None = _option(None, "token budget of a step: decode rows and prefill chunks")
-    page_size: int | None = _option(None, "tokens in a page of the KV pool")
-    schedule_policy: Literal["fcfs", "lpm", "dfs-weight", "priority", "random"] = _option(
+    max_total_tokens: int | None = option(None, "tokens in the KV pool; default: as memory allows")
+    max_running_requests: int | None = option(None, "rows in one step")
+    max_queued_requests: int = option(4096, "requests that may wait; more are refused with 429")
+    chunked_prefill_size: int | None = option(None, "token budget of a step: decode rows and prefill chunks")
+    page_size: int | None = option(None, "tokens in a page of the KV pool")
+    schedule_policy: Literal["fcfs", "lpm", "dfs-weight", "priority", "random"] = option(
         "fcfs", "order in which waiting requests are admitted"
     )
-    radix_eviction_policy: Literal["lru", "lfu"] = _option("lru", "which cached prefix goes first")
-    disable_radix_cache: bool = _option(False, "share no prefixes between requests")
-    disable_overlap_schedule: bool = _option(False, "wait for each step before scheduling the next")
-    tp_size: int = _option(1, "tensor parallel devices")
-    dp_size: int = _option(1, "data parallel groups")
-    random_seed: int | None = _option(
-        None, "seed for requests that bring none; default: a new one each start"
-    )
-    compilation_cache_dir: str | None = _option(
+    radix_eviction_policy: Literal["lru", "lfu"] = option("lru", "which cached prefix goes first")
+    disable_radix_cache: bool = option(False, "share no prefixes between requests")
+    disable_overlap_schedule: bool = option(False, "wait for each step before scheduling the next")
+    tp_size: int = option(1, "tensor parallel devices")
+    dp_size: int = option(1, "data parallel groups")
+    random_seed: int | None = option(None, "seed for requests that bring none; default: a new one each start")
+    compilation_cache_dir: str | None = option(
         None, "folder of the persistent compilation cache; default: ~/.cache/radixmesh/compiled"
     )
-    disable_compilation_cache: bool = _option(False, "compile afresh at every start")
+    disable_compilation_cache: bool = option(False, "compile afresh at every start")
 
     def __post_init__(self) -> None:
-        for option in dataclasses.fields(self):
-            _check_type(option.name, getattr(self, option.name), option.type)
+        for each in dataclasses.fields(self):
+            _check_type(each.name, getattr(self, each.name), each.type)
         for name in (
             "context_length", "max_total_tokens", "max_running_requests", "max_queued_requests",
             "chunked_prefill_size", "page_size", "tp_size", "dp_size",
@@ -99,7 +98,7 @@ class EngineConfig:
     @classmethod
     def from_options(cls, **options: Any) -> "EngineConfig":
         """Make a config from keyword options; an unknown name raises ConfigError with near names."""
-        known = [option.name for option in dataclasses.fields(cls)]
+        known = [each.name for each in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
                 import difflib

@@ -20,7 +20,7 @@ from .request_builder import Prompt, RequestBuilder, default_params
 from .runner import Backend
 from .startup import all_choices, start_engine
 from .stats import EngineStats
-from .text.tokenizer import Tokenizer, load_tokenizer
+from .text.tokenizer import tokenizer_of
 
 Conversation = Sequence[Mapping[str, Any]]  # messages with a role and a content
 
@@ -39,18 +39,12 @@ class LLM:
         self.capacity = self._engine.runner.capacity
         self.choices = all_choices(self.info, self._engine.runner.choices)
         try:
-            self.tokenizer = self._load_tokenizer()
+            self.tokenizer = tokenizer_of(config, self.info)
         except BaseException:
             self.close()
             raise
         self._builder = RequestBuilder(self.info, self.tokenizer, config.random_seed)
         self._numbers = itertools.count()
-
-    def _load_tokenizer(self) -> Tokenizer | None:
-        if self.config.skip_tokenizer_init:
-            return None
-        path = self.config.tokenizer_path or self.info.path
-        return load_tokenizer(path, self.config.chat_template, self.config.revision)
 
     def generate(
         self,

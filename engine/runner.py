@@ -17,7 +17,9 @@ class ModelInfo:
     vocab_size: int
     context_length: int  # tokens, prompt and output together
     eos_token_ids: frozenset[int]
-    default_sampling: dict[str, float | int] = field(default_factory=dict)  # of generation_config.json
+    default_sampling: dict[str, float | int] = field(
+        default_factory=dict
+    )  # the model's own, unless sampling_defaults=openai
     choices: tuple[Choice, ...] = ()
 
 

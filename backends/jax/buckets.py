@@ -4,7 +4,7 @@ from bisect import bisect_left
 
 from ...engine.batch import SamplingVariant
 
-SMALLEST = 4  # tokens; on CPU a step of one token takes no less time than one of four
+SMALLEST = 4  # tokens; a matrix-vector product in XLA's CPU loop took 28 to 84 ms a step, four rows 32 to 35
 
 
 def token_buckets(max_step_tokens: int) -> tuple[int, ...]:

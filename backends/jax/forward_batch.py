@@ -15,11 +15,12 @@ import numpy as np
 from jax import lax
 
 from ...engine.batch import SamplingVariant, ScheduleBatch
+from ...engine.batch_builder import MAX_FORBIDDEN
 from ...engine.request import MAX_LOGIT_BIAS
 from ...engine.runner import RunnerCapacity
 from ...kernels.paged_attention.rows import RaggedRows
 
-MAX_BIAS = MAX_LOGIT_BIAS + 32  # entries a row: logit_bias, and what a minimum length forbids
+MAX_BIAS = MAX_LOGIT_BIAS + MAX_FORBIDDEN  # entries a row: logit_bias, and what a minimum length forbids
 
 
 class Sampling(NamedTuple):

@@ -146,12 +146,11 @@ def _capacity(config: EngineConfig, pool: Choice) -> RunnerCapacity:
     )
 
 
-def use_compilation_cache(config: EngineConfig, default: Path) -> Choice:
-    """Point JAX's persistent compilation cache at the configured folder, or switch it off."""
+def use_compilation_cache(config: EngineConfig, folder: Path) -> Choice:
+    """Point JAX's persistent compilation cache at `folder`, or switch it off."""
     if config.disable_compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
         return Choice("compilation_cache", "off", "as asked")
-    folder = Path(config.compilation_cache_dir or default).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -17,13 +17,16 @@ from .forward_batch import ForwardBatch, Sampling
 
 
 def sample(
-    logits: jax.Array, batch: ForwardBatch, history: "History", variant: SamplingVariant
+    logits: jax.Array, batch: ForwardBatch, pages: jax.Array, variant: SamplingVariant
 ) -> dict[str, jax.Array]:
-    """Token ids [L] int32 and, for FULL, logprobs of logits [L, vocab] float32."""
+    """Token ids [L] int32 and, for FULL, logprobs of logits [L, vocab] float32.
+
+    pages: [pages, page_size] the token ids behind the KV pool.
+    """
     if variant == SamplingVariant.GREEDY:
         return {"token_ids": jnp.argmax(logits, -1).astype(jnp.int32)}
     sampling = batch.sampling
-    shaped = _reshape(logits, sampling, history) if variant == SamplingVariant.FULL else logits
+    shaped = _reshape(logits, batch, pages) if variant == SamplingVariant.FULL else logits
     token_ids = _choose(shaped, sampling)
     if variant == SamplingVariant.SAMPLE:
         return {"token_ids": token_ids}
@@ -40,10 +43,10 @@ class History:
     is shared, cached or preempted with the pages is right by construction.
     """
 
-    def __init__(self, page_tokens: jax.Array, batch: ForwardBatch, page_size: int) -> None:
-        """page_tokens: [pages * page_size] token ids by flat pool position."""
-        rows, num_pages = batch.rows, batch.rows.page_indices.shape[0]
-        self.tokens = page_tokens.reshape(-1, page_size)[rows.page_indices]  # [P, page_size]
+    def __init__(self, pages: jax.Array, batch: ForwardBatch) -> None:
+        """pages: [pages, page_size] token ids."""
+        rows, num_pages, page_size = batch.rows, batch.rows.page_indices.shape[0], pages.shape[1]
+        self.tokens = pages[rows.page_indices]  # [P, page_size]
         page_row = jnp.searchsorted(rows.page_offsets, jnp.arange(num_pages), side="right") - 1
         page_row = jnp.minimum(page_row, rows.kv_lens.shape[0] - 1)
         column = jnp.arange(num_pages) - rows.page_offsets[page_row]
@@ -67,10 +70,12 @@ class History:
         return jnp.zeros(shape).at[target, self.tokens].add(1.0, mode="drop")
 
 
-def _reshape(logits: jax.Array, sampling: Sampling, history: History) -> jax.Array:
+def _reshape(logits: jax.Array, batch: ForwardBatch, pages: jax.Array) -> jax.Array:
     """Penalties as in OpenAI's API (output only) and CTRL (repetition: prompt too), then biases."""
+    sampling = batch.sampling
 
     def penalize(logits: jax.Array) -> jax.Array:
+        history = History(pages, batch)
         output = history.counts(sampling.prompt_lens, logits.shape)
         logits -= sampling.frequency_penalty[:, None] * output
         logits -= sampling.presence_penalty[:, None] * (output > 0)

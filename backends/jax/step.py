@@ -9,7 +9,7 @@ from flax import nnx
 from ...kernels.paged_attention.xla import ragged_paged_attention
 from .forward_batch import ForwardBatch, Layout
 from .pages import DeviceState
-from .sampler import History, sample
+from .sampler import sample
 
 # (weights, device state, packed batch) -> (device state, what was sampled)
 Step = Callable[[nnx.State, DeviceState, jax.Array], tuple[DeviceState, dict[str, jax.Array]]]
@@ -30,8 +30,7 @@ def make_step(definition: nnx.GraphDef, layout: Layout) -> Step:
             tokens, batch.positions, batch.rows, state.kv_pages, ragged_paged_attention
         )
         logits = decoder.logits(hidden[batch.logits_positions])
-        history = History(page_tokens, batch, page_size)
-        sampled = sample(logits, batch, history, layout.variant)
+        sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.variant)
         slots = state.slots.at[batch.slots].set(sampled["token_ids"])
         return DeviceState(kv_pages, page_tokens, slots), sampled
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from ...engine.config import EngineConfig
 from ...engine.errors import ConfigError, ModelError
+from ...engine.runner import ModelInfo
 from .embedded import EMBEDDED, fetch_embedded
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
@@ -33,6 +34,11 @@ def find_model(config: EngineConfig) -> ModelSource:
         found = "a .gguf file" if source.kind == "gguf" else "a folder with config.json"
         raise ConfigError(f"load_format is {config.load_format!r}, but {config.model_path} is {found}")
     return source
+
+
+def source_of(info: ModelInfo) -> ModelSource:
+    """Where the files are of a model that was found and described before."""
+    return ModelSource(info.path, "gguf" if info.path.endswith(".gguf") else "hf", info.name)
 
 
 def _find(config: EngineConfig, name: str) -> ModelSource:

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, joints: Joints) -> int:
     with asyncio.Runner() as runner:
         try:
             runner.run(llm.start())
-            params = sampling_params(config, llm.info, given)
+            params = sampling_params(llm.info, given)
             _note(f"{llm.info.name}: {_COMMANDS}, Ctrl-C stops an answer", only_terminal=True)
             return _talk(runner, llm, params, Conversation(arguments.system))
         finally:

@@ -152,7 +152,7 @@ async def _stream(config: EngineConfig, backend: Backend, entry: Entry, given: d
     output = None
     async with AsyncLLM(config, backend) as llm:
         prompt = prompt_of(entry, llm.tokenizer)
-        stream: Any = llm.generate(prompt, sampling_params(config, llm.info, given))
+        stream: Any = llm.generate(prompt, sampling_params(llm.info, given))
         async with aclosing(stream) as outputs:
             async for output in outputs:
                 print(output.text_delta if llm.tokenizer else _ids(output), end="", flush=True)
@@ -177,7 +177,7 @@ def _generate_all(
     from ..llm import LLM
 
     with LLM(config, backend) as llm:
-        params = [sampling_params(config, llm.info, {**given, **entry.sampling}) for entry in entries]
+        params = [sampling_params(llm.info, {**given, **entry.sampling}) for entry in entries]
         prompts = [prompt_of(entry, llm.tokenizer) for entry in entries]
         outputs = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
         has_text = llm.tokenizer is not None

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import EngineConfig
 from ..request import SamplingParams
+from ..request_builder import default_params
 from ..runner import ModelInfo
 from .options import add_options
 
@@ -39,10 +39,9 @@ def add_sampling_options(
     add_options(parser, SamplingParams, {**_HELPS, **(helps or {})}, exclude)
 
 
-def sampling_params(config: EngineConfig, info: ModelInfo, given: Mapping[str, Any]) -> SamplingParams:
-    """The parameters that were given, over the model's own where `sampling_defaults` asks for them.
+def sampling_params(info: ModelInfo, given: Mapping[str, Any]) -> SamplingParams:
+    """The parameters that were given, over the model's own.
 
     Raises RequestError, naming the field, for a value that cannot be honoured.
     """
-    defaults = info.default_sampling if config.sampling_defaults == "model" else {}
-    return SamplingParams(**{**defaults, **given})
+    return SamplingParams(**{**default_params(info), **given})

@@ -79,7 +79,7 @@ def add_admin_routes(app: FastAPI, server: Server) -> None:
                 "vocab_size": info.vocab_size,
                 "context_length": info.context_length,
                 "eos_token_ids": sorted(info.eos_token_ids),
-                "preferred_sampling_params": server.default_sampling,
+                "preferred_sampling_params": server.llm.info.default_sampling,
             }
         )
 

@@ -51,7 +51,9 @@ def _job(server: Server, body: ChatBody) -> Job:
             "max_completion_tokens",
         )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, server.default_sampling, limits.pop() if limits else None, logprobs)
+    params = sampling_params(
+        body, server.llm.info.default_sampling, limits.pop() if limits else None, logprobs
+    )
     return Job(
         prompts=[chat_ids(server, body.messages, body.chat_template_kwargs)],
         params=[params],

@@ -42,7 +42,7 @@ def _job(server: Server, body: CompletionBody) -> Job:
         raise RequestError(f"best_of is {body.best_of}; accepted is n, which is {body.n}", "best_of")
     if any(isinstance(each, str) for each in body.prompt):
         need_tokenizer(server, "prompt")
-    params = sampling_params(body, server.default_sampling, body.max_tokens, body.logprobs)
+    params = sampling_params(body, server.llm.info.default_sampling, body.max_tokens, body.logprobs)
     count = len(body.prompt)
     return Job(
         prompts=body.prompt,

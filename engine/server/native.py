@@ -98,13 +98,13 @@ def _params(server: Server, body: GenerateBody, logprobs: list[int | None]) -> l
     given = body.sampling_params
     if isinstance(given, dict):
         made = {
-            count: read_sampling(given, "sampling_params", server.default_sampling, count)
+            count: read_sampling(given, "sampling_params", server.llm.info.default_sampling, count)
             for count in set(logprobs)
         }
         return [made[count] for count in logprobs]
     given = _spread(given, len(logprobs), "sampling_params")
     return [
-        read_sampling(each, f"sampling_params[{k}]", server.default_sampling, count)
+        read_sampling(each, f"sampling_params[{k}]", server.llm.info.default_sampling, count)
         for k, (each, count) in enumerate(zip(given, logprobs, strict=True))
     ]
 

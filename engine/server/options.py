@@ -1,14 +1,11 @@
 """Every option of the HTTP server; the command line is generated from it, as from EngineConfig."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from ..config import option
 from ..errors import ConfigError
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +15,18 @@ class ServerOptions:
     Raises ConfigError, naming the option, for a value that cannot be honoured.
     """
 
-    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for every network")
-    port: int = _option(30000, "port to listen on; 0 takes a free one")
-    max_body_bytes: int = _option(32 * 2**20, "largest request body; longer ones are refused with 413")
-    request_timeout: float | None = _option(
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for every network")
+    port: int = option(30000, "port to listen on; 0 takes a free one")
+    max_body_bytes: int = option(32 * 2**20, "largest request body; longer ones are refused with 413")
+    request_timeout: float | None = option(
         None, "seconds that a request may take, waiting included; default: no limit"
     )
-    drain_timeout: float = _option(30.0, "seconds that running requests get to finish after SIGTERM")
-    heartbeat_timeout: float = _option(
+    drain_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
+    heartbeat_timeout: float = option(
         30.0, "seconds without a sign of life from the engine after which /health is red"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "what the server logs")
-    access_log: bool = _option(False, "log a line for each HTTP request")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "what the server logs")
+    access_log: bool = option(False, "log a line for each HTTP request")
 
     def __post_init__(self) -> None:
         if not self.host:

@@ -23,11 +23,6 @@ class Server:
         self.texts = TokenTexts(self.llm.tokenizer)
         self.metrics.watch_engine(lambda: self.llm.stats)
 
-    @property
-    def default_sampling(self) -> dict[str, float | int]:
-        """Values of sampling fields that a request leaves open, as the model's makers chose them."""
-        return self.llm.info.default_sampling if self.llm.config.sampling_defaults == "model" else {}
-
     def sickness(self) -> str | None:
         """Why requests cannot be served now, in one sentence; None when they can. Takes no time."""
         if not self.llm.alive:

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import EngineConfig
 from ..errors import ModelError, RequestError
+from ..runner import ModelInfo
 from .chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -153,6 +155,13 @@ def byte_value(token: str) -> int | None:
         return int(token[3:5], 16)
     except ValueError:
         return None
+
+
+def tokenizer_of(config: EngineConfig, info: ModelInfo) -> Tokenizer | None:
+    """The tokenizer that `config` asks for, by default the model's own; None with skip_tokenizer_init."""
+    if config.skip_tokenizer_init:
+        return None
+    return load_tokenizer(config.tokenizer_path or info.path, config.chat_template, config.revision)
 
 
 def load_tokenizer(

@@ -22,11 +22,10 @@ NO_WINDOW = 1 << 30
 
 
 class _Layer(NamedTuple):
-    """What both loops need of the layer: its pages and how to score."""
+    """What both loops need of the layer: its pages, and which keys count. Queries come scaled."""
 
     kv_pages: jax.Array
     first_page: jax.Array
-    scale: float
     window: jax.Array
     soft_cap: float | None
 
@@ -99,7 +98,7 @@ def ragged_paged_attention(
     kv_pages = flat.reshape(kv_pages.shape)
 
     window = jnp.asarray(NO_WINDOW if window is None else window, jnp.int32)
-    layer = _Layer(kv_pages, jnp.asarray(first_page, jnp.int32), scale, window, soft_cap)
+    layer = _Layer(kv_pages, jnp.asarray(first_page, jnp.int32), window, soft_cap)
     tokens, heads, _ = q.shape
     grouped = q.astype(jnp.float32).reshape(tokens, kv_heads // 2, heads * 2 // kv_heads, head_dim) * scale
     num_rows = rows.kv_lens.shape[0]

@@ -6,13 +6,14 @@ it, answers included, and what it adds. Added text is token ids, or words where 
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...config import option
 from ...errors import ConfigError
 
 FIRST_ID = 1000  # ids below are often special tokens
@@ -46,34 +47,30 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
     """Which workload, and its sizes. Lengths in tokens (in words where the prompts are words)."""
 
-    dataset_name: Literal["random", "shared-prefix", "multi-turn", "jsonl"] = _option(
+    dataset_name: Literal["random", "shared-prefix", "multi-turn", "jsonl"] = option(
         "random", "workload to draw"
     )
-    dataset_path: str | None = _option(
+    dataset_path: str | None = option(
         None, "file for jsonl: an object a line with prompt or messages, and output_len (default: none)"
     )
-    num_prompts: int = _option(64, "requests (random, jsonl) or conversations (multi-turn)")
-    random_input_len: int = _option(256, "prompt length of the random workload")
-    random_output_len: int = _option(128, "output length of the random workload")
-    random_range_ratio: float = _option(
+    num_prompts: int = option(64, "requests (random, jsonl) or conversations (multi-turn)")
+    random_input_len: int = option(256, "prompt length of the random workload")
+    random_output_len: int = option(128, "output length of the random workload")
+    random_range_ratio: float = option(
         1.0, "random lengths go from this share of the full ones up to them; 1 fixes them"
     )
-    num_groups: int = _option(16, "shared-prefix: groups of prompts that begin alike")
-    prompts_per_group: int = _option(8, "shared-prefix: prompts in a group")
-    prefix_len: int = _option(512, "shared-prefix: length of what a group shares")
-    question_len: int = _option(32, "shared-prefix, multi-turn: length of what is a prompt's own")
-    output_len: int = _option(32, "shared-prefix, multi-turn: output length; jsonl: where a line has none")
-    num_turns: int = _option(4, "multi-turn: turns in a conversation")
-    vocab_size: int | None = _option(None, "token ids are drawn below this; default: the model's, else 30000")
-    seed: int = _option(1, "seed of everything that is drawn")
+    num_groups: int = option(16, "shared-prefix: groups of prompts that begin alike")
+    prompts_per_group: int = option(8, "shared-prefix: prompts in a group")
+    prefix_len: int = option(512, "shared-prefix: length of what a group shares")
+    question_len: int = option(32, "shared-prefix, multi-turn: length of what is a prompt's own")
+    output_len: int = option(32, "shared-prefix, multi-turn: output length; jsonl: where a line has none")
+    num_turns: int = option(4, "multi-turn: turns in a conversation")
+    vocab_size: int | None = option(None, "token ids are drawn below this; default: the model's, else 30000")
+    seed: int = option(1, "seed of everything that is drawn")
 
     def __post_init__(self) -> None:
         for name in (

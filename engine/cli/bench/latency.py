@@ -8,10 +8,10 @@ import argparse
 import dataclasses
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ...config import EngineConfig
+from ...config import EngineConfig, option
 from ...errors import ConfigError
 from ...llm import LLM
 from ...request import SamplingParams
@@ -21,21 +21,17 @@ from .datasets import DatasetOptions, draw_conversations
 from .report import write_json
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class LatencyBenchOptions:
     """The batch, and how often it is run."""
 
-    batch_size: int = _option(8, "prompts in the batch")
-    input_len: int = _option(256, "tokens in a prompt")
-    output_len: int = _option(32, "tokens to generate for each, at least 2")
-    num_iters: int = _option(5, "runs that are measured")
-    num_warmups: int = _option(1, "runs before them that are not")
-    seed: int = _option(1, "seed of the prompts")
-    json: str | None = _option(None, "file for the figures (default: none)")
+    batch_size: int = option(8, "prompts in the batch")
+    input_len: int = option(256, "tokens in a prompt")
+    output_len: int = option(32, "tokens to generate for each, at least 2")
+    num_iters: int = option(5, "runs that are measured")
+    num_warmups: int = option(1, "runs before them that are not")
+    seed: int = option(1, "seed of the prompts")
+    json: str | None = option(None, "file for the figures (default: none)")
 
     def __post_init__(self) -> None:
         for name, low in (

@@ -7,10 +7,10 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...config import EngineConfig
+from ...config import EngineConfig, option
 from ...errors import ConfigError
 from ...llm import LLM
 from ...outputs import RequestOutput
@@ -18,24 +18,19 @@ from ...request import SamplingParams
 from ..generate import Entry, prompt_of
 from ..joints import Joints
 from ..options import add_options, read_options
-from .clients import as_messages
 from .datasets import Content, Conversation, DatasetOptions, draw_conversations, join
 from .report import Report, print_report, to_json, totals, write_json
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineBenchOptions:
     """How the engine is driven."""
 
-    num_warmups: int = _option(1, "prompts generated before measuring begins")
-    flush_cache: bool = _option(False, "empty the prefix cache after the warm-up")
-    ignore_eos: bool = _option(False, "have every answer reach its full length")
-    temperature: float = _option(0.0, "sampling temperature; 0 is greedy")
-    json: str | None = _option(None, "file for the figures (default: none)")
+    num_warmups: int = option(1, "prompts generated before measuring begins")
+    flush_cache: bool = option(False, "empty the prefix cache after the warm-up")
+    ignore_eos: bool = option(False, "have every answer reach its full length")
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy")
+    json: str | None = option(None, "file for the figures (default: none)")
 
     def __post_init__(self) -> None:
         if self.num_warmups < 0:
@@ -116,4 +111,4 @@ def _as_prompt(llm: LLM, content: Content) -> Any:
     """Text or token ids as they are; chat messages through the model's template."""
     if isinstance(content, str) or not content or isinstance(content[0], int):
         return content
-    return prompt_of(Entry(messages=as_messages(content)), llm.tokenizer)
+    return prompt_of(Entry(messages=content), llm.tokenizer)

@@ -11,11 +11,12 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
+from ...config import option
 from ...errors import ConfigError
 from ..joints import Joints
 from ..options import add_options, read_options
@@ -27,33 +28,27 @@ from .report import RequestRecord, print_report, summarize, to_json, write_json
 DEFAULT_VOCAB_SIZE = 30000  # few models have fewer tokens
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServeBenchOptions:
     """How a server is driven."""
 
-    base_url: str = _option("http://127.0.0.1:30000", "the server's address, without /v1")
-    backend: Protocol = _option(
+    base_url: str = option("http://127.0.0.1:30000", "the server's address, without /v1")
+    backend: Protocol = option(
         "openai", "what to ask it: openai (completions), openai-chat, or sglang (/generate)"
     )
-    model: str | None = _option(None, "model name to send; default: the first that /v1/models lists")
-    api_key: str | None = _option(None, "sent as a bearer token (default: none)")
-    prompt_format: Literal["auto", "ids", "words"] = _option(
+    model: str | None = option(None, "model name to send; default: the first that /v1/models lists")
+    api_key: str | None = option(None, "sent as a bearer token (default: none)")
+    prompt_format: Literal["auto", "ids", "words"] = option(
         "auto", "what prompts are made of; auto is token ids where the protocol takes them"
     )
-    request_rate: float = _option(
-        math.inf, "requests a second, at random moments (Poisson); inf: all at once"
-    )
-    max_concurrency: int | None = _option(None, "requests open at a time (default: no bound)")
-    num_warmups: int = _option(1, "requests sent before measuring begins")
-    flush_cache: bool = _option(False, "empty the server's prefix cache after the warm-up")
-    ignore_eos: bool = _option(False, "have every answer reach its full length")
-    temperature: float = _option(0.0, "sampling temperature; 0 is greedy")
-    extra_body: str | None = _option(None, "JSON object merged into every request's body (default: none)")
-    json: str | None = _option(None, "file for the figures (default: none)")
+    request_rate: float = option(math.inf, "requests a second, at random moments (Poisson); inf: all at once")
+    max_concurrency: int | None = option(None, "requests open at a time (default: no bound)")
+    num_warmups: int = option(1, "requests sent before measuring begins")
+    flush_cache: bool = option(False, "empty the server's prefix cache after the warm-up")
+    ignore_eos: bool = option(False, "have every answer reach its full length")
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy")
+    extra_body: str | None = option(None, "JSON object merged into every request's body (default: none)")
+    json: str | None = option(None, "file for the figures (default: none)")
 
     def __post_init__(self) -> None:
         check_url(self.base_url)

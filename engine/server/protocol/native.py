@@ -9,7 +9,7 @@ from ...errors import RequestError
 from ...request import SamplingParams
 from .base import Body, Float, Int, Priority, parse
 from .openai import read_prompts
-from .sampling import check_bias, check_stop
+from .sampling import LogitBias, StopStrings
 
 # fields of /generate that are one value or a list -> its type, and what an error calls it
 _ONE_OR_MANY: dict[str, tuple[type, str]] = {
@@ -85,9 +85,9 @@ class GenerateSampling(Body):
     frequency_penalty: Float = 0.0
     presence_penalty: Float = 0.0
     repetition_penalty: Float | None = None
-    logit_bias: dict[str, Float] = Field(default_factory=dict)
+    logit_bias: LogitBias = Field(default_factory=dict)
     sampling_seed: Int | None = None
-    stop: list[str] = Field(default_factory=list)
+    stop: StopStrings = Field(default_factory=list)
     stop_token_ids: list[Int] = Field(default_factory=list)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -105,16 +105,6 @@ class GenerateSampling(Body):
         "spaces_between_special_tokens": (True,),
         "custom_params": ({},),
     }
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stop_list(cls, value: object) -> object:
-        return check_stop(value)
-
-    @field_validator("logit_bias", mode="after")
-    @classmethod
-    def _bias_keys(cls, value: dict[str, float]) -> dict[str, float]:
-        return check_bias(value)
 
 
 def read_sampling(

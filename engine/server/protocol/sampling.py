@@ -1,9 +1,9 @@
 """The sampling fields that OpenAI's two routes share, and their way to `SamplingParams`."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ...errors import RequestError
 from ...request import SamplingParams
@@ -17,6 +17,28 @@ _OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens",
 
 # generation_config.json gives defaults for these
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def _check_stop(value: object) -> object:
+    """`stop` as a list of strings, from a string or a list. Raises ValueError saying what is accepted."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(each, str) and each for each in items):
+        raise ValueError("a string that is not empty, or a list of such")
+    if len(items) > MAX_STOP:
+        raise ValueError(f"a list of at most {MAX_STOP} strings")
+    return items
+
+
+def _check_bias(value: dict[str, float]) -> dict[str, float]:
+    """`value`, if its keys are token ids. Raises ValueError saying what is accepted."""
+    for key in value:
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise ValueError(f"an object whose keys are token ids, which {shorten(key)} is not")
+    return value
+
+
+StopStrings = Annotated[list[str], BeforeValidator(_check_stop)]
+LogitBias = Annotated[dict[str, Float], AfterValidator(_check_bias)]
 
 
 class StreamOptions(Body):
@@ -38,8 +60,8 @@ class SamplingBody(Body):
     top_p: Float | None = None
     frequency_penalty: Float = 0.0
     presence_penalty: Float = 0.0
-    logit_bias: dict[str, Float] = Field(default_factory=dict)
-    stop: list[str] = Field(default_factory=list)
+    logit_bias: LogitBias = Field(default_factory=dict)
+    stop: StopStrings = Field(default_factory=list)
     seed: Int | None = None
     top_k: Int | None = None
     min_p: Float | None = None
@@ -53,34 +75,6 @@ class SamplingBody(Body):
     cache_salt: str = ""
     extra_key: str = ""
     rid: str | None = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stop_list(cls, value: object) -> object:
-        return check_stop(value)
-
-    @field_validator("logit_bias", mode="after")
-    @classmethod
-    def _bias_keys(cls, value: dict[str, float]) -> dict[str, float]:
-        return check_bias(value)
-
-
-def check_stop(value: object) -> object:
-    """`stop` as a list of strings, from a string or a list. Raises ValueError saying what is accepted."""
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(each, str) and each for each in items):
-        raise ValueError("a string that is not empty, or a list of such")
-    if len(items) > MAX_STOP:
-        raise ValueError(f"a list of at most {MAX_STOP} strings")
-    return items
-
-
-def check_bias(value: dict[str, float]) -> dict[str, float]:
-    """`value`, if its keys are token ids. Raises ValueError saying what is accepted."""
-    for key in value:
-        if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise ValueError(f"an object whose keys are token ids, which {shorten(key)} is not")
-    return value
 
 
 def read_stream_options(body: SamplingBody) -> StreamOptions:

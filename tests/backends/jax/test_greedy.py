@@ -7,19 +7,22 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from radixmesh.backends.registry import backend_for
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.request import Request, SamplingParams
 from radixmesh.engine.text.gguf_tokenizer import load_gguf_tokenizer
+from tests.oracle import load_gguf_oracle
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # other people's deprecations
 
 NEW_TOKENS = 24
 TOLERANCE = 1e-3  # of the oracle's own top-2 margin: below it either token is right
-CONFIG = EngineConfig(chunked_prefill_size=32, max_running_requests=8, max_total_tokens=2048)
+CACHED_FROM = 16  # tokens of a page; the last token is always computed
+CONFIG = EngineConfig(
+    page_size=CACHED_FROM, chunked_prefill_size=32, max_running_requests=8, max_total_tokens=2048
+)
 PROMPTS = [
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
     "<|im_start|>user\nWrite a haiku about rain.<|im_end|>\n<|im_start|>assistant\n",
@@ -48,8 +51,7 @@ def served():
 def expected(served):
     """For each prompt its ids, the oracle's greedy tokens and their top-2 margins."""
     info, _, tokenizer = served
-    path = Path(info.path)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    model = load_gguf_oracle(Path(info.path))
     found = []
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
@@ -102,15 +104,27 @@ GREEDY = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=Tru
     ids=str,
 )
 def test_a_crowd_gets_the_oracles_tokens(served, expected, options):
-    """Eleven prompts at once over eight rows, in a pool that cannot hold them all."""
+    """Eleven prompts at once over eight rows."""
     outputs, _ = generate(served, [ids for ids, _, _ in expected], GREEDY, **options)
     assert_same(expected, outputs)
 
 
 def test_alone_and_from_the_cache(served, expected):
     for case in expected[:4]:
-        outputs, _ = generate(served, [case[0]] * 2, GREEDY)
+        outputs, stats = generate(served, [case[0]] * 2, GREEDY)
         assert_same([case, case], outputs)
+        assert bool(stats.cached_tokens) == (len(case[0]) > CACHED_FROM)
+
+
+def test_a_pool_so_small_that_rows_are_preempted(served, expected, monkeypatch):
+    """What was thrown out and computed again says the same."""
+    _, runner, _ = served
+    short = expected[:10]
+    pages = sum(-(-(len(ids) + NEW_TOKENS) // CACHED_FROM) for ids, _, _ in short)
+    monkeypatch.setattr(runner, "capacity", replace(runner.capacity, num_pages=pages // 3))
+    outputs, stats = generate(served, [ids for ids, _, _ in short], GREEDY)
+    assert stats.preemptions > 0
+    assert_same(short, outputs)
 
 
 def test_nothing_compiles_after_warmup(served, expected):
@@ -139,9 +153,11 @@ def test_nothing_compiles_after_warmup(served, expected):
                 engine.abort(str(index))
         while engine.has_work:
             engine.step()
+        during = list(compiled)
+        jax.jit(lambda x: x * 3 + len(compiled))(np.arange(7)).block_until_ready()  # the listener does hear
     finally:
         jax.monitoring.clear_event_listeners()
-    assert compiled == []
+    assert during == [] and compiled
 
 
 def test_a_seed_decides_alone(served, expected):

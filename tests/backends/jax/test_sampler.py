@@ -1,0 +1,152 @@
+"""The sampler against numpy: which tokens the cuts leave, how often each is drawn, what penalties do."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from radixmesh.backends.jax.forward_batch import ForwardBatch, Sampling
+from radixmesh.backends.jax.sampler import sample
+from radixmesh.engine.batch import SamplingVariant
+from radixmesh.kernels.paged_attention.rows import RaggedRows
+
+VOCAB, DRAWS = 40, 4000
+PAGE_SIZE = 4
+NEUTRAL: dict[str, tuple[float, Any]] = {
+    "temperature": (1.0, np.float32), "top_k": (0, np.int32), "top_p": (1.0, np.float32),
+    "min_p": (0.0, np.float32), "frequency_penalty": (0.0, np.float32),
+    "presence_penalty": (0.0, np.float32), "repetition_penalty": (1.0, np.float32),
+    "prompt_lens": (0, np.int32),
+}  # fmt: skip
+
+
+def i32(values: Any) -> Any:
+    return np.asarray(values, np.int32)
+
+
+def batch_of(
+    lengths: list[int], page_indices: list[int], biases: list[tuple[int, int, float]] | None = None,
+    seeds: Any = None, **values: Any,
+) -> ForwardBatch:  # fmt: skip
+    """A batch whose rows have so many tokens, all wanted, with neutral sampling but for `values`."""
+    rows = len(lengths)
+    counts = [-(-each // PAGE_SIZE) for each in lengths]
+    arrays: dict[str, Any] = {
+        name: np.broadcast_to(np.asarray(values.get(name, value), dtype), rows)
+        for name, (value, dtype) in NEUTRAL.items()
+    }
+    arrays["seeds"] = np.asarray(np.arange(rows) if seeds is None else seeds, np.uint32)
+    biases = biases or [(rows, 0, 0.0)]  # a row that does not exist
+    arrays["bias_values"] = np.asarray([value for _, _, value in biases], np.float32)
+    empty = i32([])
+    return ForwardBatch(
+        token_ids=empty,
+        positions=empty,
+        rows=RaggedRows(
+            kv_slots=empty,
+            cu_q_lens=i32(np.arange(rows + 1)),
+            kv_lens=i32(lengths),
+            page_indices=i32([*page_indices, 0, 0]),  # padded, as in a bucket
+            page_offsets=i32(np.concatenate([[0], np.cumsum(counts)])),
+            num_rows=i32(rows),
+            num_decode_rows=i32(rows),
+        ),
+        logits_positions=i32(np.arange(rows)),
+        logits_rows=i32(np.arange(rows)),
+        num_wanted=i32(rows),
+        slots=empty,
+        sampling=Sampling(
+            indices=i32(lengths),
+            bias_rows=i32([row for row, _, _ in biases]),
+            bias_ids=i32([token for _, token, _ in biases]),
+            **arrays,
+        ),
+    )
+
+
+def run(logits: np.ndarray, batch: ForwardBatch, pages: Any, variant: SamplingVariant) -> dict[str, Any]:
+    arrays = jax.tree.map(jnp.asarray, (logits, batch, pages))
+    return jax.tree.map(np.asarray, jax.jit(partial(sample, variant=variant))(*arrays))
+
+
+def expected_probs(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
+    """Softmax of what top-k, then top-p, then min-p leave, by sorting."""
+    probs = np.exp((logits - logits.max()) / temperature)
+    probs /= probs.sum()
+    order = np.argsort(-probs)
+    if top_k:
+        probs[order[top_k:]] = 0
+        probs /= probs.sum()
+    before = np.cumsum(probs[order]) - probs[order]
+    probs[order[before >= top_p]] = 0
+    probs[probs < min_p * probs.max()] = 0
+    return probs / probs.sum()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [(1.0, 0, 1.0, 0.0), (0.5, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.3, 0, 0.7, 0.0), (1.0, 0, 1.0, 0.2),
+     (0.8, 8, 0.6, 0.0), (1.5, 20, 0.9, 0.1), (1.0, 1, 0.5, 0.0)],
+)  # fmt: skip
+def test_draws_follow_the_cut_distribution(
+    temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = np.random.default_rng(3).normal(0, 2, VOCAB).astype(np.float32)
+    batch = batch_of([1] * DRAWS, [0] * DRAWS, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    got = run(np.tile(logits, (DRAWS, 1)), batch, np.zeros((1, PAGE_SIZE), np.int32), SamplingVariant.SAMPLE)
+    want = expected_probs(logits.astype(np.float64), temperature, top_k, top_p, min_p)
+    counted = np.bincount(got["token_ids"], minlength=VOCAB) / DRAWS
+    assert set(np.flatnonzero(counted)) <= set(np.flatnonzero(want))
+    # five standard deviations of a binomial, and a little for tokens that are next to never drawn
+    assert (np.abs(counted - want) <= 5 * np.sqrt(want * (1 - want) / DRAWS) + 1e-3).all()
+
+
+def test_rows_are_cut_each_by_its_own_and_seeds_decide() -> None:
+    logits = np.random.default_rng(4).normal(0, 2, (6, VOCAB)).astype(np.float32)
+    mixed = batch_of([5] * 6, list(range(12)), temperature=[0, 1, 1, 1, 0, 1], top_k=[0, 1, 0, 0, 3, 0],
+                     top_p=[1, 1, 1e-6, 1, 0.5, 1], min_p=[0, 0, 0, 1, 0, 0], seeds=[7] * 6)  # fmt: skip
+    pages = np.zeros((12, PAGE_SIZE), np.int32)
+    got = run(logits, mixed, pages, SamplingVariant.SAMPLE)["token_ids"]
+    assert (got[:5] == logits.argmax(-1)[:5]).all()  # each in its way leaves one token
+    alone = batch_of([5], [0, 1], temperature=1.0, seeds=[7])
+    assert run(logits[5:], alone, pages, SamplingVariant.SAMPLE)["token_ids"][0] == got[5]
+
+
+def test_penalties_biases_and_logprobs() -> None:
+    rng = np.random.default_rng(5)
+    lengths, prompts = [9, 4, 11], [3, 4, 5]
+    tables = [[6, 2, 4], [1], [0, 5, 3]]
+    texts = [rng.integers(0, 12, each) for each in lengths]
+    pages = rng.integers(0, 12, (7, PAGE_SIZE)).astype(np.int32)  # stale ids past the rows' ends
+    for text, table in zip(texts, tables, strict=True):
+        for at, token in enumerate(text):
+            pages[table[at // PAGE_SIZE], at % PAGE_SIZE] = token
+    options = {"frequency_penalty": [0.7, 0.0, -0.5], "presence_penalty": [0.3, 1.0, 0.0],
+               "repetition_penalty": [1.0, 1.8, 1.3]}  # fmt: skip
+    biases = [(0, 30, 50.0), (1, 31, 50.0), (1, 32, 60.0), (2, 33, -np.inf), (3, 0, 99.0)]
+    for shift in range(VOCAB):  # the likeliest token moves through the vocabulary: greedy tells the order
+        logits = np.roll(rng.normal(0, 1.5, (3, VOCAB)), shift, axis=1).astype(np.float32)
+        want = logits.astype(np.float64).copy()
+        for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+            counts = np.bincount(text[prompt:], minlength=VOCAB)
+            want[row] -= options["frequency_penalty"][row] * counts
+            want[row] -= options["presence_penalty"][row] * (counts > 0)
+            for token in set(text.tolist()):
+                factor = options["repetition_penalty"][row]
+                want[row, token] *= factor if want[row, token] <= 0 else 1 / factor
+        used = [] if shift % 2 else biases
+        for row, token, value in used[:-1]:
+            want[row, token] += value
+        batch = batch_of(
+            lengths, sum(tables, []), used or None, temperature=0.0, prompt_lens=prompts, **options
+        )
+        got = run(logits, batch, pages, SamplingVariant.FULL)
+        assert (got["token_ids"] == want.argmax(-1)).all()
+        logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+        np.testing.assert_allclose(
+            got["logprobs"], logprobs[np.arange(3), got["token_ids"]], atol=1e-5
+        )  # of the model's own distribution
+        assert (got["top_ids"] == np.argsort(-logprobs, -1)[:, : got["top_ids"].shape[1]]).all()
