@@ -51,7 +51,7 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Hidden states [T, embed] of tokens [T] at positions [T], and the updated KV pool.
 
-        kv_pages: [layers * pages, page_size, 2 * kv_heads, head_dim], donated by the caller.
+        kv_pages: [layers * pages, kv_heads, page_size, 2 * head_dim], donated by the caller.
         """
         spec = self.spec
         embed = self.outer["embed"][...]

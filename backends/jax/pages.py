@@ -16,7 +16,7 @@ class DeviceState(NamedTuple):
     """What a step changes; donated to it and returned by it. One page and one slot more than the engine
     knows of take the writes of padding. jax arrays, or `jax.ShapeDtypeStruct`s of them."""
 
-    kv_pages: Any  # [layers * (pages + 1), page_size, 2 * kv_heads, head_dim]
+    kv_pages: Any  # [layers * (pages + 1), kv_heads, page_size, 2 * head_dim]
     page_tokens: Any  # [(pages + 1) * page_size] int32, the token id behind each KV entry
     slots: Any  # [max_running_requests + 1] int32, the newest token of each running request
 
@@ -25,7 +25,7 @@ def state_shapes(
     spec: ModelSpec, dtype: jnp.dtype, num_pages: int, page_size: int, num_slots: int
 ) -> DeviceState:
     """Shapes and dtypes of the device state, as `jax.ShapeDtypeStruct`s."""
-    kv_shape = (spec.num_layers * (num_pages + 1), page_size, 2 * spec.num_kv_heads, spec.head_dim)
+    kv_shape = (spec.num_layers * (num_pages + 1), spec.num_kv_heads, page_size, 2 * spec.head_dim)
     return DeviceState(
         jax.ShapeDtypeStruct(kv_shape, dtype),
         jax.ShapeDtypeStruct(((num_pages + 1) * page_size,), jnp.int32),

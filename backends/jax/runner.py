@@ -106,7 +106,7 @@ class JaxRunner:
         shapes = state_shapes(
             self._spec, self._kv_dtype, capacity.num_pages, capacity.page_size, capacity.max_running_requests
         )
-        kv = self._rules.sharding(self._mesh, ("pages", "page", "kv_heads", "head_dim"))
+        kv = self._rules.sharding(self._mesh, ("pages", "kv_heads", "page", "head_dim"))
         shardings = (kv, self._replicated, self._replicated)
         return DeviceState(
             *(

@@ -28,17 +28,18 @@ class _Layer(NamedTuple):
     first_page: jax.Array
     window: jax.Array
     soft_cap: float | None
+    sinks: jax.Array | None  # [kv_heads, group]
 
     @property
     def page_size(self) -> int:
-        return self.kv_pages.shape[1]
+        return self.kv_pages.shape[2]
 
     def gather(self, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of `pages` [..., n], each [..., n * page_size, kv_heads, head_dim] float32."""
-        kv = self.kv_pages[pages + self.first_page].astype(jnp.float32)
-        _, page_size, kv_heads, head_dim = self.kv_pages.shape
-        kv = kv.reshape(*pages.shape[:-1], pages.shape[-1] * page_size, kv_heads // 2, 2, head_dim)
-        return kv[..., 0, :], kv[..., 1, :]
+        """Keys and values of `pages` [..., n], each [..., kv_heads, n * page_size, head_dim] float32."""
+        heads = jnp.arange(self.kv_pages.shape[1])[:, None]
+        kv = self.kv_pages[pages[..., None, :] + self.first_page, heads].astype(jnp.float32)
+        keys, values = jnp.split(kv.reshape(*kv.shape[:-3], -1, kv.shape[-1]), 2, axis=-1)
+        return keys, values
 
     def mask(self, scores: jax.Array, query_at: jax.Array, key_at: jax.Array) -> jax.Array:
         """Cap `scores` and hide the keys that come after the query or before its window."""
@@ -56,8 +57,12 @@ class _Softmax(NamedTuple):
     acc: jax.Array  # [..., queries, head_dim] the same sum, weighted by values
 
     @staticmethod
-    def empty(*shape: int) -> "_Softmax":
-        return _Softmax(jnp.full(shape[:-1], MASKED), jnp.zeros(shape[:-1]), jnp.zeros(shape))
+    def empty(shape: tuple[int, ...], sinks: jax.Array | None) -> "_Softmax":
+        """No key met yet; a sink, broadcast to [..., queries], is there from the start."""
+        acc = jnp.zeros(shape)
+        if sinks is None:
+            return _Softmax(jnp.full(shape[:-1], MASKED), jnp.zeros(shape[:-1]), acc)
+        return _Softmax(jnp.broadcast_to(sinks.astype(jnp.float32), shape[:-1]), jnp.ones(shape[:-1]), acc)
 
     def result(self) -> jax.Array:
         return self.acc / jnp.maximum(self.total, 1e-30)[..., None]
@@ -84,6 +89,9 @@ def ragged_paged_attention(
     scale: float,
     window: jax.Array | int | None = None,
     soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    k_scale: jax.Array | float = 1.0,
+    v_scale: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Write this step's keys and values into their pages, then let each token attend causally.
 
@@ -91,26 +99,39 @@ def ragged_paged_attention(
     scanned layer body serves all layers. The result's rows of tokens that belong to no row are
     unspecified but finite. The output has q's dtype; sums are float32.
     """
-    pages, page_size, kv_heads, head_dim = kv_pages.shape
-    flat = kv_pages.reshape(pages * page_size, kv_heads, head_dim)
-    kv = jnp.stack([k, v], axis=2).reshape(k.shape[0], kv_heads, head_dim).astype(kv_pages.dtype)
-    flat = flat.at[rows.kv_slots + first_page * page_size].set(kv)
-    kv_pages = flat.reshape(kv_pages.shape)
+    page_size, kv_heads = kv_pages.shape[2], kv_pages.shape[1]
+    kv = jnp.concatenate([_stored(k, k_scale, kv_pages.dtype), _stored(v, v_scale, kv_pages.dtype)], axis=-1)
+    page, offset = jnp.divmod(rows.kv_slots, page_size)
+    kv_pages = kv_pages.at[page + first_page, :, offset].set(kv)
 
     window = jnp.asarray(NO_WINDOW if window is None else window, jnp.int32)
-    layer = _Layer(kv_pages, jnp.asarray(first_page, jnp.int32), window, soft_cap)
-    tokens, heads, _ = q.shape
-    grouped = q.astype(jnp.float32).reshape(tokens, kv_heads // 2, heads * 2 // kv_heads, head_dim) * scale
+    tokens, heads, head_dim = q.shape
+    if sinks is not None:
+        sinks = sinks.reshape(kv_heads, heads // kv_heads)
+    layer = _Layer(kv_pages, jnp.asarray(first_page, jnp.int32), window, soft_cap, sinks)
+    grouped = q.astype(jnp.float32).reshape(tokens, kv_heads, heads // kv_heads, head_dim)
+    grouped *= scale * k_scale
     num_rows = rows.kv_lens.shape[0]
     decoded = _decode(grouped[:num_rows], rows, layer)
     out = jnp.pad(decoded, ((0, tokens - num_rows), (0, 0), (0, 0), (0, 0)))
-    out = _prefill(grouped, out, rows, layer)
+    out = _prefill(grouped, out, rows, layer) * v_scale
     return out.reshape(q.shape).astype(q.dtype), kv_pages
+
+
+def _stored(x: jax.Array, scale: jax.Array | float, dtype: jnp.dtype) -> jax.Array:
+    """x / scale as the pool holds it: rounded, and within the range of a one-byte dtype."""
+    if jnp.dtype(dtype).itemsize > 1:
+        return (x / scale).astype(dtype)
+    x = x.astype(jnp.float32) / scale
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.clip(jnp.rint(x), -127, 127).astype(dtype)
+    largest = float(jnp.finfo(dtype).max)
+    return jnp.clip(x, -largest, largest).astype(dtype)
 
 
 def _decode(q: jax.Array, rows: RaggedRows, layer: _Layer) -> jax.Array:
     """Attention of the decode rows, q [rows, kv_heads, group, head_dim]; the other rows come out zero."""
-    num_rows, kv_heads, group, head_dim = q.shape
+    num_rows, kv_heads, _, head_dim = q.shape
     is_decode = jnp.arange(num_rows) < rows.num_decode_rows
     last = jnp.where(is_decode, rows.kv_lens, 0) - 1  # the query's position; -1 sees nothing
     row_bytes = layer.page_size * kv_heads * 2 * head_dim * 4
@@ -123,11 +144,11 @@ def _decode(q: jax.Array, rows: RaggedRows, layer: _Layer) -> jax.Array:
         at = (rows.page_offsets[:-1] + column)[:, None] + jnp.arange(columns)
         keys, values = layer.gather(rows.page_indices.at[at].get(mode="clip"))
         key_at = column[:, None] * layer.page_size + jnp.arange(columns * layer.page_size)
-        scores = jnp.einsum("shgd,sthd->shgt", q, keys)
+        scores = jnp.einsum("shgd,shtd->shgt", q, keys)
         scores = layer.mask(scores, last[:, None, None, None], key_at[:, None, None, :])
-        return _meet(seen, scores, values, "shgt,sthd->shgd")
+        return _meet(seen, scores, values, "shgt,shtd->shgd")
 
-    empty = _Softmax.empty(num_rows, kv_heads, group, head_dim)
+    empty = _Softmax.empty(q.shape, layer.sinks)
     return lax.fori_loop(0, turns, turn, empty).result()
 
 
@@ -160,7 +181,7 @@ def _prefill_tile(
     q: jax.Array, position: jax.Array, rows: RaggedRows, row: jax.Array, layer: _Layer
 ) -> jax.Array:
     """Attention of one tile, q [tile, kv_heads, group, head_dim], whose first token is at `position`."""
-    tile, kv_heads, group, head_dim = q.shape
+    tile = q.shape[0]
     columns = max(1, KEY_TILE // layer.page_size)
     keys_a_turn = columns * layer.page_size
     query_at = position + jnp.arange(tile)
@@ -173,10 +194,11 @@ def _prefill_tile(
         at = rows.page_offsets[row] + column + jnp.arange(columns)
         keys, values = layer.gather(rows.page_indices.at[at].get(mode="clip"))
         key_at = column * layer.page_size + jnp.arange(keys_a_turn)
-        scores = jnp.einsum("hgqd,thd->hgqt", q, keys)
+        scores = jnp.einsum("hgqd,htd->hgqt", q, keys)
         scores = layer.mask(scores, query_at[:, None], key_at)
-        return _meet(seen, scores, values, "hgqt,thd->hgqd")
+        return _meet(seen, scores, values, "hgqt,htd->hgqd")
 
     turns = -(-(end - first * layer.page_size) // keys_a_turn)
-    empty = _Softmax.empty(kv_heads, group, tile, head_dim)
+    sinks = None if layer.sinks is None else layer.sinks[..., None]
+    empty = _Softmax.empty(q.shape, sinks)
     return lax.fori_loop(0, turns, turn, empty).result().transpose(2, 0, 1, 3)

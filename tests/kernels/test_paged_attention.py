@@ -1,6 +1,7 @@
 """Every implementation of ragged paged attention against the numpy reference, on ragged batches."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,14 +45,17 @@ def ragged_case(batch, *, page_size, heads, kv_heads, head_dim, pad_rows, pad_to
 
     total = tokens + pad_tokens
     qkv = draw(total, heads, head_dim), draw(total, kv_heads, head_dim), draw(total, kv_heads, head_dim)
-    return (*qkv, draw(2 * layer_pages, page_size, 2 * kv_heads, head_dim), rows), layer_pages, tokens
+    return (*qkv, draw(2 * layer_pages, kv_heads, page_size, 2 * head_dim), rows), layer_pages, tokens
 
 
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize(
     "page_size, heads, kv_heads, head_dim", [(16, 9, 3, 64), (8, 4, 1, 32), (64, 4, 4, 16)]
 )
-@pytest.mark.parametrize("options", [{}, {"window": 20}, {"soft_cap": 3.0}, {"window": 5, "soft_cap": 2.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 20}, {"soft_cap": 3.0}, {"window": 5, "soft_cap": 2.0}, {"sinks": True, "window": 9}],
+)
 def test_xla_equals_reference(name, page_size, heads, kv_heads, head_dim, options):
     batch = BATCHES[name]
     pad_tokens = 5 + len(batch)
@@ -64,6 +68,8 @@ def test_xla_equals_reference(name, page_size, heads, kv_heads, head_dim, option
         pad_rows=3,
         pad_tokens=pad_tokens,
     )
+    if options.get("sinks"):
+        options = dict(options, sinks=np.random.default_rng(1).normal(0, 2, heads).astype(np.float32))
     options = dict(options, first_page=layer_pages, scale=head_dim**-0.5)
     want, want_pages = reference.ragged_paged_attention(*args, **options)
     got, got_pages = jax.jit(lambda *a: xla.ragged_paged_attention(*a, **options))(*args)
@@ -72,3 +78,20 @@ def test_xla_equals_reference(name, page_size, heads, kv_heads, head_dim, option
     # padding tokens write to the dummy page, the last one of the layer
     np.testing.assert_array_equal(np.asarray(got_pages)[: 2 * layer_pages - 1], want_pages[:-1])
     np.testing.assert_array_equal(np.asarray(got_pages)[:layer_pages], args[3][:layer_pages])
+
+
+@pytest.mark.parametrize("dtype, scale", [("int8", 0.02), ("float8_e4m3fn", 0.5), ("bfloat16", 1.0)])
+def test_narrow_pools(dtype, scale):
+    """Keys and values out of a narrow pool's range are kept within it, not turned into infinities."""
+    batch = BATCHES["mixed"]
+    args, layer_pages, tokens = ragged_case(
+        batch, page_size=16, heads=4, kv_heads=2, head_dim=32, pad_rows=1, pad_tokens=0
+    )
+    q, k, v, pool, rows = args
+    k[0] *= 1e4
+    pool = (pool / scale).clip(-120, 120).astype(jnp.dtype(dtype))
+    options = dict(first_page=layer_pages, scale=0.2, k_scale=scale, v_scale=2 * scale)
+    want, want_pages = reference.ragged_paged_attention(q, k, v, pool, rows, **options)
+    got, got_pages = jax.jit(lambda *a: xla.ragged_paged_attention(*a, **options))(q, k, v, pool, rows)
+    np.testing.assert_array_equal(np.asarray(got_pages, np.float32), want_pages.astype(np.float32))
+    np.testing.assert_allclose(np.asarray(got), want, atol=1e-4, rtol=1e-4)
