@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ...engine.batch import SamplingVariant, ScheduleBatch
+from ...engine.batch import ScheduleBatch
 from ...engine.batch_builder import MAX_FORBIDDEN
 from ...engine.request import MAX_LOGIT_BIAS
 from ...engine.runner import RunnerCapacity
@@ -24,7 +24,7 @@ MAX_BIAS = MAX_LOGIT_BIAS + MAX_FORBIDDEN  # entries a row: logit_bias, and what
 
 
 class Sampling(NamedTuple):
-    """`SamplingArrays` on the device, padded to L; fields that a variant lacks are empty."""
+    """`SamplingArrays` on the device, padded to L; from frequency_penalty on empty unless `Layout.full`."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -70,7 +70,7 @@ class Layout:
     """
 
     tokens: int
-    variant: SamplingVariant
+    full: bool
     capacity: RunnerCapacity
 
     @cached_property
@@ -94,17 +94,14 @@ class Layout:
             _Field("logits_positions", rows, np.int32, 0),
             _Field("logits_rows", rows, np.int32, 0),
             _Field("slots", rows, np.int32, capacity.max_running_requests),
+            _Field("temperature", rows, np.float32, 0.0),
+            _Field("top_k", rows, np.int32, 0),
+            _Field("top_p", rows, np.float32, 1.0),
+            _Field("min_p", rows, np.float32, 0.0),
+            _Field("seeds", rows, np.uint32, 0),
+            _Field("indices", rows, np.int32, 0),
         ]
-        if self.variant >= SamplingVariant.SAMPLE:
-            fields += [
-                _Field("temperature", rows, np.float32, 0.0),
-                _Field("top_k", rows, np.int32, 0),
-                _Field("top_p", rows, np.float32, 1.0),
-                _Field("min_p", rows, np.float32, 0.0),
-                _Field("seeds", rows, np.uint32, 0),
-                _Field("indices", rows, np.int32, 0),
-            ]
-        if self.variant == SamplingVariant.FULL:
+        if self.full:
             fields += [
                 _Field("frequency_penalty", rows, np.float32, 0.0),
                 _Field("presence_penalty", rows, np.float32, 0.0),
@@ -134,7 +131,7 @@ class Layout:
         return packed
 
     def unpack(self, packed: jax.Array) -> ForwardBatch:
-        """The inverse of `pack`, inside the compiled step. Fields that a variant lacks are empty."""
+        """The inverse of `pack`, inside the compiled step. Fields that the shape lacks are empty."""
         got: dict[str, Any] = {
             field.name: words if field.dtype == np.int32 else lax.bitcast_convert_type(words, field.dtype)
             for field, words in self._words(packed)

@@ -39,12 +39,12 @@ def token_bytes(spec: ModelSpec, dtype: jnp.dtype) -> int:
 
 
 def choose_pool_tokens(
-    bytes_a_token: int, free_bytes: int, weight_bytes: int, fraction: float, useful_tokens: int
+    bytes_a_token: int, free_bytes: int, weight_bytes: int, fraction: float, useful: int, why_useful: str
 ) -> Choice:
     """Tokens in the pool when the user named no number.
 
     free_bytes: free now, the weights loaded. fraction: of what was free before, weights and pool
-    together. useful_tokens: more could never be in use at once. The result is rounded down to a
+    together. useful: more tokens are not worth their memory, and why. The result is rounded down to a
     coarse grid, so that the next start meets the same shapes in the compilation cache.
     """
     budget = int(fraction * (free_bytes + weight_bytes)) - weight_bytes
@@ -54,12 +54,12 @@ def choose_pool_tokens(
             f"mem_fraction_static is {fraction}: weights take {weight_bytes / GIB:.2f} GiB and leave no room"
             f" for a KV pool in that share of {(free_bytes + weight_bytes) / GIB:.2f} GiB; raise it"
         )
-    tokens = _coarse(min(fitting, useful_tokens))
+    tokens = _coarse(min(fitting, useful))
     bound = (
         f"{fraction:.2f} of {(free_bytes + weight_bytes) / GIB:.1f} GiB free, less"
         f" {weight_bytes / GIB:.2f} GiB of weights, at {bytes_a_token} bytes a token"
-        if fitting < useful_tokens
-        else "every running request at full context; more could not be used"
+        if fitting < useful
+        else why_useful
     )
     return Choice("max_total_tokens", tokens, f"{tokens * bytes_a_token / GIB:.2f} GiB of KV: {bound}")
 

@@ -16,18 +16,20 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
+from ...engine.batch import ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.runner import ModelInfo, RunnerCapacity
 from ...sharding.mesh import make_mesh
 from ...sharding.rules import ShardingRules
 from ..models.params import ParamSpec
 from ..models.spec import ModelSpec
-from .buckets import bucket_of, compiled_shapes, token_buckets
+from .buckets import Shape, compiled_shapes, shape_of
 from .decoder import Decoder
 from .forward_batch import Layout
 from .pages import DeviceState, choose_pool_tokens, state_shapes, token_bytes
 from .step import make_step
+
+CPU_ROW_TOKENS = 1024  # of a default pool on a CPU, where larger ones are asked for by max_total_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,8 @@ class JaxRunner:
         pool = self._choose_pool(config, info, sum(array.nbytes for array in arrays.values()))
         self.choices: tuple[Choice, ...] = (*choices, pool)
         self.capacity = _capacity(config, pool)
-        self._buckets = token_buckets(self.capacity.max_step_tokens)
-        self._compiled: dict[tuple[int, SamplingVariant], jax.stages.Compiled] = {}
-        self._layouts: dict[tuple[int, SamplingVariant], Layout] = {}
+        self._compiled: dict[Shape, jax.stages.Compiled] = {}
+        self._layouts: dict[Shape, Layout] = {}
         self._state: DeviceState | None = None
 
     def warmup(self) -> None:
@@ -78,7 +79,7 @@ class JaxRunner:
 
     def forward(self, batch: ScheduleBatch) -> _Pending:
         """Launch a step. A shape that `warmup` did not compile is a KeyError, never a compilation."""
-        shape = (bucket_of(self._buckets, batch.num_tokens), batch.variant)
+        shape = shape_of(self.capacity.max_step_tokens, batch.num_tokens, batch.variant)
         packed = jax.device_put(self._layouts[shape].pack(batch), self._replicated)
         assert self._state is not None, "warmup() comes first"
         self._state, sampled = self._compiled[shape](self._weights, self._state, packed)
@@ -94,7 +95,7 @@ class JaxRunner:
     def _replicated(self) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec())
 
-    def _compile(self, shape: tuple[int, SamplingVariant]) -> None:
+    def _compile(self, shape: Shape) -> None:
         layout = Layout(*shape, self.capacity)
         packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32, sharding=self._replicated)
         step = jax.jit(make_step(self._definition, layout), donate_argnums=1)
@@ -128,9 +129,12 @@ class JaxRunner:
         stats = device.memory_stats() if device.platform != "cpu" else None
         free = stats["bytes_limit"] - stats["bytes_in_use"] if stats else psutil.virtual_memory().available
         useful = config.max_running_requests * info.context_length
-        return choose_pool_tokens(
-            token_bytes(self._spec, self._kv_dtype), free, weight_bytes, config.mem_fraction_static, useful
-        )
+        why = "every running request at full context; more could not be used"
+        if not stats and useful > config.max_running_requests * CPU_ROW_TOKENS:
+            useful = max(config.max_running_requests * CPU_ROW_TOKENS, info.context_length)
+            why = f"{CPU_ROW_TOKENS} a running request, or one full context: start-up has to clear all of it"
+        a_token, share = token_bytes(self._spec, self._kv_dtype), config.mem_fraction_static
+        return choose_pool_tokens(a_token, free, weight_bytes, share, useful, why)
 
 
 def _capacity(config: EngineConfig, pool: Choice) -> RunnerCapacity:

@@ -1,8 +1,9 @@
 """From logits to tokens, inside the compiled step.
 
-Greedy steps take an argmax and nothing else. Sampled rows find their top-k and top-p cut by bisection
-over the float32 bit patterns instead of sorting the vocabulary: 32 rounds, exact, ties kept. The
-randomness of a row depends on its seed and the index of the token alone, never on its neighbours.
+Steps of greedy rows alone take an argmax and nothing else. Sampled rows find their top-k and top-p
+cut by bisection over the float32 bit patterns instead of sorting the vocabulary: 32 rounds, exact,
+ties kept. The randomness of a row depends on its seed and the index of the token alone, never on its
+neighbours.
 """
 
 from collections.abc import Callable
@@ -11,24 +12,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...engine.batch import SamplingVariant
 from ...engine.request import MAX_TOP_LOGPROBS
 from .forward_batch import ForwardBatch, Sampling
 
 
-def sample(
-    logits: jax.Array, batch: ForwardBatch, pages: jax.Array, variant: SamplingVariant
-) -> dict[str, jax.Array]:
-    """Token ids [L] int32 and, for FULL, logprobs of logits [L, vocab] float32.
+def sample(logits: jax.Array, batch: ForwardBatch, pages: jax.Array, full: bool) -> dict[str, jax.Array]:
+    """Token ids [L] int32 and, if `full`, logprobs of logits [L, vocab] float32.
 
     pages: [pages, page_size] the token ids behind the KV pool.
     """
-    if variant == SamplingVariant.GREEDY:
-        return {"token_ids": jnp.argmax(logits, -1).astype(jnp.int32)}
-    sampling = batch.sampling
-    shaped = _reshape(logits, batch, pages) if variant == SamplingVariant.FULL else logits
-    token_ids = _choose(shaped, sampling)
-    if variant == SamplingVariant.SAMPLE:
+    shaped = _reshape(logits, batch, pages) if full else logits
+    greedy = jnp.argmax(shaped, -1).astype(jnp.int32)
+    drawing = batch.sampling.temperature > 0
+    drawn = lax.cond(jnp.any(drawing), _choose, lambda *_: greedy, shaped, batch.sampling)
+    token_ids = jnp.where(drawing, drawn, greedy)
+    if not full:
         return {"token_ids": token_ids}
     logprobs = jax.nn.log_softmax(logits)
     top_logprobs, top_ids = lax.top_k(logprobs, min(MAX_TOP_LOGPROBS, logits.shape[-1]))
@@ -93,8 +91,7 @@ def _reshape(logits: jax.Array, batch: ForwardBatch, pages: jax.Array) -> jax.Ar
 
 
 def _choose(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """One token a row: the likeliest where temperature is 0, else drawn from what the cuts leave."""
-    greedy = jnp.argmax(logits, -1).astype(jnp.int32)
+    """One token a row, drawn from what the cuts leave; of greedy rows, with temperature 0, any token."""
     temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
     scaled = logits / temperature[:, None]
     scaled -= scaled.max(-1, keepdims=True)
@@ -102,8 +99,7 @@ def _choose(logits: jax.Array, sampling: Sampling) -> jax.Array:
     scaled = lax.cond(jnp.any(sampling.top_p < 1), _keep_top_p, lambda x, _: x, scaled, sampling.top_p)
     # the largest of `scaled` is 0, so min_p of the largest probability is a bound on scaled itself
     scaled = jnp.where(scaled >= jnp.log(sampling.min_p)[:, None], scaled, -jnp.inf)
-    drawn = _draw(scaled, sampling)
-    return jnp.where(sampling.temperature > 0, drawn, greedy)
+    return _draw(scaled, sampling)
 
 
 def _draw(scaled: jax.Array, sampling: Sampling) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One whole engine step as one pure function: what gets compiled, once per bucket and sampling variant."""
+"""One whole engine step as one pure function: what gets compiled, once per shape of the bucket table."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ Step = Callable[[nnx.State, DeviceState, jax.Array], tuple[DeviceState, dict[str
 
 
 def make_step(definition: nnx.GraphDef, layout: Layout) -> Step:
-    """The step for the bucket and variant of `layout`: embedding to token slots, nothing left to the host."""
+    """The step for the shape of `layout`: embedding to token slots, nothing left to the host."""
     page_size = layout.capacity.page_size
 
     def step(
@@ -30,7 +30,7 @@ def make_step(definition: nnx.GraphDef, layout: Layout) -> Step:
             tokens, batch.positions, batch.rows, state.kv_pages, ragged_paged_attention
         )
         logits = decoder.logits(hidden[batch.logits_positions])
-        sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.variant)
+        sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.full)
         slots = state.slots.at[batch.slots].set(sampled["token_ids"])
         return DeviceState(kv_pages, page_tokens, slots), sampled
 

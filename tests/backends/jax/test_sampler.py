@@ -10,7 +10,6 @@ import pytest
 
 from radixmesh.backends.jax.forward_batch import ForwardBatch, Sampling
 from radixmesh.backends.jax.sampler import sample
-from radixmesh.engine.batch import SamplingVariant
 from radixmesh.kernels.paged_attention.rows import RaggedRows
 
 VOCAB, DRAWS = 40, 4000
@@ -67,9 +66,9 @@ def batch_of(
     )
 
 
-def run(logits: np.ndarray, batch: ForwardBatch, pages: Any, variant: SamplingVariant) -> dict[str, Any]:
+def run(logits: np.ndarray, batch: ForwardBatch, pages: Any, full: bool = False) -> dict[str, Any]:
     arrays = jax.tree.map(jnp.asarray, (logits, batch, pages))
-    return jax.tree.map(np.asarray, jax.jit(partial(sample, variant=variant))(*arrays))
+    return jax.tree.map(np.asarray, jax.jit(partial(sample, full=full))(*arrays))
 
 
 def expected_probs(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
@@ -96,7 +95,7 @@ def test_draws_follow_the_cut_distribution(
 ) -> None:
     logits = np.random.default_rng(3).normal(0, 2, VOCAB).astype(np.float32)
     batch = batch_of([1] * DRAWS, [0] * DRAWS, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    got = run(np.tile(logits, (DRAWS, 1)), batch, np.zeros((1, PAGE_SIZE), np.int32), SamplingVariant.SAMPLE)
+    got = run(np.tile(logits, (DRAWS, 1)), batch, np.zeros((1, PAGE_SIZE), np.int32))
     want = expected_probs(logits.astype(np.float64), temperature, top_k, top_p, min_p)
     counted = np.bincount(got["token_ids"], minlength=VOCAB) / DRAWS
     assert set(np.flatnonzero(counted)) <= set(np.flatnonzero(want))
@@ -109,10 +108,10 @@ def test_rows_are_cut_each_by_its_own_and_seeds_decide() -> None:
     mixed = batch_of([5] * 6, list(range(12)), temperature=[0, 1, 1, 1, 0, 1], top_k=[0, 1, 0, 0, 3, 0],
                      top_p=[1, 1, 1e-6, 1, 0.5, 1], min_p=[0, 0, 0, 1, 0, 0], seeds=[7] * 6)  # fmt: skip
     pages = np.zeros((12, PAGE_SIZE), np.int32)
-    got = run(logits, mixed, pages, SamplingVariant.SAMPLE)["token_ids"]
+    got = run(logits, mixed, pages)["token_ids"]
     assert (got[:5] == logits.argmax(-1)[:5]).all()  # each in its way leaves one token
     alone = batch_of([5], [0, 1], temperature=1.0, seeds=[7])
-    assert run(logits[5:], alone, pages, SamplingVariant.SAMPLE)["token_ids"][0] == got[5]
+    assert run(logits[5:], alone, pages)["token_ids"][0] == got[5]
 
 
 def test_penalties_biases_and_logprobs() -> None:
@@ -143,7 +142,7 @@ def test_penalties_biases_and_logprobs() -> None:
         batch = batch_of(
             lengths, sum(tables, []), used or None, temperature=0.0, prompt_lens=prompts, **options
         )
-        got = run(logits, batch, pages, SamplingVariant.FULL)
+        got = run(logits, batch, pages, full=True)
         assert (got["token_ids"] == want.argmax(-1)).all()
         logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
         np.testing.assert_allclose(
