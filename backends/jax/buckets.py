@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ...engine.batch import SamplingVariant
 
-SMALLEST = 4  # tokens; a matrix-vector product in XLA's CPU loop took 28 to 84 ms a step, four rows 32 to 35
+SMALLEST = 4  # tokens, but for a single one: on a CPU two rows take as long as four, and one half of it
 
 
 class Shape(NamedTuple):
@@ -28,12 +28,12 @@ def shape_of(max_step_tokens: int, tokens: int, variant: SamplingVariant) -> Sha
 
 
 def _buckets(max_step_tokens: int, full: bool) -> list[int]:
-    """Step sizes in tokens: powers of two down from `max_step_tokens` to SMALLEST; of the rarer full shapes
-    every second one, since they take longest to compile."""
+    """Step sizes in tokens: powers of two down from `max_step_tokens` to SMALLEST, of the rarer full shapes
+    every second one, since they take longest to compile; and 1, for a request that runs alone."""
     step = 4 if full else 2
     sizes = [max_step_tokens]
     size = (1 << (max_step_tokens - 1).bit_length()) // step
     while size >= SMALLEST:
         sizes.append(size)
         size //= step
-    return sizes[::-1]
+    return [*([1] if max_step_tokens > 1 else []), *sizes[::-1]]
