@@ -28,6 +28,7 @@ from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.request import Request, SamplingParams
 from radixmesh.engine.runner import ModelInfo, RunnerCapacity
+from radixmesh.engine.startup import calm_garbage_collection
 
 VOCAB = 32_000
 PAGE_SIZE = 16
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="steps to measure")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     args = parser.parse_args()
+    calm_garbage_collection()
     for load in ("decode", "mixed"):
         for rows in args.rows:
             result = measure(load, rows, args.steps)

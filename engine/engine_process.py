@@ -37,7 +37,7 @@ from .messages import (
     Tokens,
 )
 from .runner import ModelInfo
-from .startup import all_choices, start_engine
+from .startup import all_choices, calm_garbage_collection, start_engine
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +172,7 @@ def _start(channel: Channel) -> Engine | None:
 
 
 def _serve(engine: Engine, channel: Channel) -> int:
+    calm_garbage_collection()
     try:
         EngineLoop(engine, channel).run()
         engine.runner.close()

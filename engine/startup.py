@@ -1,5 +1,6 @@
 """From a config to a warm engine, the same for `LLM` and for the engine process."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterable
 
@@ -26,6 +27,14 @@ def start_engine(
     except BaseException:
         runner.close()
         raise
+
+
+def calm_garbage_collection() -> None:
+    """For a process that is an engine and nothing else, once it is warm: what start-up made stays for
+    good, and looking through all of it again and again would hold up steps for 15 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def all_choices(info: ModelInfo, more: Iterable[Choice]) -> tuple[Choice, ...]:

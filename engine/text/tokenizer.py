@@ -1,6 +1,7 @@
 """`Tokenizer`: text to token ids and back. transformers loads only when a tokenizer is loaded."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -173,6 +174,8 @@ def load_tokenizer(
     model is never run. Raises ModelError if there is no tokenizer or it is not a fast one.
     """
     template = _read_template(chat_template_file) if chat_template_file is not None else None
+    # transformers tells users without torch that only tokenizers will work, which are all we want of it
+    logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.msg)
     if path.endswith(".gguf"):
         from .gguf_tokenizer import load_gguf_tokenizer
 
