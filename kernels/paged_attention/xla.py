@@ -96,7 +96,7 @@ def ragged_paged_attention(
     unspecified but finite. The output has q's dtype; sums are float32.
     """
     page_size, kv_heads = kv_pages.shape[2], kv_pages.shape[1]
-    kv = jnp.concatenate([_stored(k, k_scale, kv_pages.dtype), _stored(v, v_scale, kv_pages.dtype)], axis=-1)
+    kv = jnp.concatenate([stored(k, k_scale, kv_pages.dtype), stored(v, v_scale, kv_pages.dtype)], axis=-1)
     page, offset = jnp.divmod(rows.kv_slots, page_size)
     kv_pages = kv_pages.at[page + first_page, :, offset].set(kv)
 
@@ -111,7 +111,7 @@ def ragged_paged_attention(
     return out.reshape(q.shape).astype(q.dtype), kv_pages
 
 
-def _stored(x: jax.Array, scale: jax.Array | float, dtype: jnp.dtype) -> jax.Array:
+def stored(x: jax.Array, scale: jax.Array | float, dtype: jnp.dtype) -> jax.Array:
     """x / scale as the pool holds it: rounded, and within the range of a one-byte dtype."""
     if jnp.dtype(dtype).itemsize > 1:
         return (x / scale).astype(dtype)

@@ -1,0 +1,211 @@
+"""What the phases of the TPU kernel share: one program's references, its softmax, its tiles of queries."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from .tpu_blocks import LANES, BlockSizes
+from .tpu_stream import Pages, Scalar
+
+MASKED = -1e30
+
+
+class Rows(NamedTuple):
+    """`RaggedRows` in scalar memory, one entry longer than rows, so that a cursor may stand past the last."""
+
+    cu_q_lens: Any
+    kv_lens: Any
+    num_rows: Scalar
+    num_decode_rows: Scalar
+    window: Scalar
+
+
+class Scratch(NamedTuple):
+    """VMEM and semaphores of one program, beside those of `Pages`. h: its KV heads."""
+
+    decode_q: Any  # [2, decode_rows, h, group, lanes]
+    decode_kv: Any  # [2, decode_rows, h, 1, 2 * head_dim]
+    decode_out: Any  # like decode_q
+    tail: Any  # [TAILS, h, tile rows, 2 * head_dim]: what decode rows write back
+    prefill_q: Any  # [2, h, group, prefill_tokens, lanes]
+    prefill_out: Any  # like prefill_q
+    new_kv: Any  # [depth, h, tokens, 2 * head_dim]
+    top: Any  # [h, group * prefill_tokens, LANES] largest score met
+    total: Any  # [h, group * prefill_tokens, LANES] sum of exp(score - top)
+    acc: Any  # [h, group * prefill_tokens, lanes] the same sum, weighted by values
+    in_sems: Any  # [2]
+    out_sems: Any  # [2]
+    tail_sems: Any  # [TAILS]
+    new_sems: Any  # [depth]
+    write_sem: Any  # [1]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program: static choices, and references to what it reads and writes."""
+
+    sizes: BlockSizes
+    head_dim: int
+    soft_cap: float | None
+    has_sinks: bool
+    rows: Rows
+    pages: Pages
+    factors: Any  # SMEM f32[2]: of scores and of values
+    sinks: Any  # VMEM [h, group, LANES]
+    decode_q: Any  # HBM [rows, kv_heads, group, lanes]
+    decode_kv: Any  # HBM [rows, kv_heads, 1, 2 * head_dim]
+    prefill_q: Any  # HBM [kv_heads, group, tokens, lanes]
+    prefill_kv: Any  # HBM [kv_heads, front + tokens + back, 2 * head_dim]
+    decode_out: Any
+    prefill_out: Any
+    scratch: Scratch
+
+    @property
+    def page_size(self) -> int:
+        return self.pages.ring.shape[3]
+
+    @property
+    def group(self) -> int:
+        return self.sinks.shape[1]
+
+    @property
+    def tile_rows(self) -> int:
+        """Tokens of a page that are written together: a memory tile of the pool's dtype."""
+        return self.scratch.tail.shape[2]
+
+    def compute_dtype(self) -> Any:
+        return self.scratch.prefill_q.dtype
+
+
+# Softmax over the keys of one block
+
+
+def begin_softmax(p: Program, repeat: int) -> None:
+    """No key met yet by `repeat` tokens; a sink is there from the start."""
+    for g in range(p.group):
+        at = pl.ds(g * repeat, repeat)
+        shape = (p.sizes.kv_heads, repeat, LANES)
+        p.scratch.top[:, at] = jnp.broadcast_to(p.sinks[:, g : g + 1], shape)
+        p.scratch.total[:, at] = jnp.full(shape, 1.0 if p.has_sinks else 0.0)
+        p.scratch.acc[:, at] = jnp.zeros((*shape[:2], p.scratch.acc.shape[2]))
+
+
+def meet(p: Program, head: Scalar, q: jax.Array, kv: jax.Array, seen: jax.Array, member: Any) -> None:
+    """Add a block of keys, kv [keys, 2 * head_dim], to the softmax of queries q [queries, lanes]."""
+    keys, values = (kv, kv) if p.head_dim == 64 else (kv[:, : p.head_dim], kv[:, p.head_dim :])
+    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else lax.Precision.DEFAULT
+    scores = lax.dot_general(
+        q, keys, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
+    scores *= p.factors[0]
+    if p.soft_cap is not None:
+        scores = p.soft_cap * jnp.tanh(scores * (1 / p.soft_cap))
+    scores = jnp.where(seen, scores, MASKED)
+    at = pl.ds(0, q.shape[0])
+    old_top, old_total = p.scratch.top[head, at, :1], p.scratch.total[head, at, :1]
+    top = jnp.maximum(old_top, jnp.max(scores, axis=1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    fade = jnp.exp(old_top - top)
+    total = old_total * fade + jnp.sum(weights, axis=1, keepdims=True)
+    met = lax.dot_general(
+        weights.astype(q.dtype),
+        values,
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    old_acc = p.scratch.acc[head, at]
+    acc = old_acc * fade + met
+    if member is not None:
+        # 0 * NaN: another row's broken values must not reach this one's tokens
+        top, total, acc = (
+            jnp.where(member, new, old) for new, old in ((top, old_top), (total, old_total), (acc, old_acc))
+        )
+    p.scratch.top[head, at] = jnp.broadcast_to(top, (q.shape[0], LANES))
+    p.scratch.total[head, at] = jnp.broadcast_to(total, (q.shape[0], LANES))
+    p.scratch.acc[head, at] = acc
+
+
+def softmax_result(p: Program, head: Scalar, queries: int) -> jax.Array:
+    """What `queries` queries of a head have met, [queries, lanes] float32."""
+    at = pl.ds(0, queries)
+    total = jnp.maximum(p.scratch.total[head, at, :1], 1e-30)
+    return p.scratch.acc[head, at] * (p.factors[1] / total)
+
+
+def block_of(p: Program, slot: Scalar, head: Scalar, pages: int) -> jax.Array:
+    """[pages * page_size, 2 * head_dim] of one head, in the dtype of products."""
+    kv = p.pages.ring[slot, pl.ds(0, pages), head].astype(p.compute_dtype())
+    return kv.reshape(pages * p.page_size, kv.shape[-1])
+
+
+def clear_dead(p: Program, slot: Scalar, pages: int, live: Scalar) -> None:
+    """Zero a block from its key number `live` on: what is there may be anything, and 0 * NaN is NaN."""
+    ring, rows = p.pages.ring, p.tile_rows
+    per_page = p.page_size // rows
+
+    def tile(index: Scalar) -> Any:
+        at = pl.multiple_of(lax.rem(index, per_page) * rows, rows)
+        return ring.at[slot, lax.div(index, per_page), :, pl.ds(at, rows)]
+
+    whole = pl.cdiv(live, rows)
+
+    @pl.when(lax.rem(live, rows) > 0)
+    def _() -> None:
+        ref = tile(whole - 1)
+        old = ref[...].astype(jnp.float32)
+        at = lax.broadcasted_iota(jnp.int32, old.shape, 1)
+        ref[...] = jnp.where(at < lax.rem(live, rows), old, 0.0).astype(ref.dtype)
+
+    @pl.loop(whole, pages * per_page)
+    def _(index: Scalar) -> None:
+        ref = tile(index)
+        ref[...] = jnp.zeros(ref.shape, ref.dtype)
+
+
+# Tiles of queries come and tiles of results go, two of each at a time
+
+
+class Tiles(NamedTuple):
+    """Copies of tile number `turn`, described anew to start one and to wait for it."""
+
+    come: Any  # turn -> list of copies
+    go: Any  # turn -> copy
+
+
+def start_tile(tiles: Tiles, turn: Scalar) -> None:
+    """Send for a tile's queries."""
+    for copy in tiles.come(turn):
+        copy.start()
+
+
+def enter_tile(tiles: Tiles, turn: Scalar, more: Scalar) -> None:
+    """Wait for a tile's queries and for room for its results; send for the next."""
+
+    @pl.when(more)
+    def _() -> None:
+        start_tile(tiles, turn + 1)
+
+    for copy in tiles.come(turn):
+        copy.wait()
+
+    @pl.when(turn >= 2)
+    def _() -> None:
+        tiles.go(turn).wait()
+
+
+def leave_tile(tiles: Tiles, turn: Scalar) -> None:
+    """Send a tile's results off."""
+    tiles.go(turn).start()
+
+
+def finish_tiles(tiles: Tiles, turns: Scalar) -> None:
+    """Wait until the results of all `turns` tiles have arrived."""
+
+    @pl.loop(jnp.maximum(turns - 2, 0), turns)
+    def _(turn: Scalar) -> None:
+        tiles.go(turn).wait()
