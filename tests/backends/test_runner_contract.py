@@ -8,15 +8,22 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.backends.fake.runner import FakeRunner
+from radixmesh.backends.registry import create_jax_runner, describe_model
 from radixmesh.engine.batch import SamplingArrays, SamplingVariant, ScheduleBatch, StepTokens
+from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.request import MAX_TOP_LOGPROBS, Request, SamplingParams
 from radixmesh.engine.runner import ModelRunner, PendingTokens, RunnerCapacity
+from tests.oracle import oracle_logits
+from tests.tiny_models import save_tiny_model
 
 GREEDY, SAMPLE, FULL = SamplingVariant.GREEDY, SamplingVariant.SAMPLE, SamplingVariant.FULL
 
@@ -25,23 +32,47 @@ GREEDY, SAMPLE, FULL = SamplingVariant.GREEDY, SamplingVariant.SAMPLE, SamplingV
 class Case:
     """A runner under test, warmed up. It needs 32 pages, 4 rows, 32 tokens a step and 64 page table entries.
 
-    `oracle(prompt, count, seed)` gives its tokens without it (`seed` None is greedy); None where other tests
-    do that.
+    `oracle(prompt, count, seed)` gives its tokens without it, for the `seeds` that it knows (None is greedy).
     """
 
     create: Callable[[], ModelRunner]
     vocab_size: int
-    oracle: Callable[[Sequence[int], int, int | None], list[int]] | None = None
+    oracle: Callable[[Sequence[int], int, int | None], list[int]]
+    seeds: tuple[int | None, ...] = (None,)
 
 
-def fake_runner() -> ModelRunner:
-    return FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997)
+def fake_case() -> Case:
+    def oracle(prompt: Sequence[int], count: int, seed: int | None) -> list[int]:
+        return expected_tokens(prompt, count, 997, seed=seed)
+
+    return Case(lambda: FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997), 997, oracle, (None, 5))
 
 
-RUNNERS = {
-    "fake": Case(
-        fake_runner, 997, lambda prompt, count, seed: expected_tokens(prompt, count, 997, seed=seed)
-    ),
+def tiny_case(name: str, backend: Literal["jax"]) -> Case:
+    """A tiny random model on the CPU; its oracle is transformers without a cache."""
+    folder = TemporaryDirectory()
+    model = save_tiny_model(name, Path(folder.name))
+
+    def create() -> ModelRunner:
+        config = EngineConfig(
+            model_path=folder.name, backend=backend, page_size=8, max_total_tokens=48 * 8,
+            max_running_requests=6, chunked_prefill_size=32,
+        )  # fmt: skip
+        with folder:
+            return create_jax_runner(config, describe_model(config))
+
+    def oracle(prompt: Sequence[int], count: int, seed: int | None) -> list[int]:
+        tokens = list(prompt)
+        for _ in range(count):
+            tokens.append(int(oracle_logits(model, tokens)[-1].argmax()))
+        return tokens[len(prompt) :]
+
+    return Case(create, 160, oracle)
+
+
+RUNNERS: dict[str, Callable[[], Case]] = {
+    "fake": fake_case,
+    "jax": lambda: tiny_case("gemma3", "jax"),
 }
 
 
@@ -197,18 +228,16 @@ def i32(values: Sequence[int]) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=RUNNERS)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    made = Bench(RUNNERS[request.param])
+    made = Bench(RUNNERS[request.param]())
     yield made
     made.runner.close()
 
 
-@pytest.mark.parametrize("seed", [None, 5])
-def test_the_simplest_plan_gives_what_the_oracle_says(bench: Bench, seed: int | None) -> None:
-    if bench.case.oracle is None:
-        pytest.skip("this runner's oracle is in its own tests")
-    for length in (1, 7, 8, 9, 20):
-        prompt = bench.prompt(length)
-        assert bench.alone(prompt, 6, seed) == bench.case.oracle(prompt, 6, seed)
+def test_the_simplest_plan_gives_what_the_oracle_says(bench: Bench) -> None:
+    for seed in bench.case.seeds:
+        for length in (1, 7, 8, 9, 20):
+            prompt = bench.prompt(length)
+            assert bench.alone(prompt, 6, seed) == bench.case.oracle(prompt, 6, seed)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 9, 16])
