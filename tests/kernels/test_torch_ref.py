@@ -21,8 +21,8 @@ def draw(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def tensors(values) -> Any:
-    return [torch.as_tensor(np.array(each)) for each in values]
+def t(value: Any) -> torch.Tensor:
+    return torch.as_tensor(np.array(value))
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -46,8 +46,7 @@ def test_attention(name, options):
         pages[last, :, (rows.kv_lens[row] - 1) % 16 + 1 :, 32:] = np.inf
     if "sinks" in options:
         options["sinks"] = torch.as_tensor(options["sinks"])
-    q, kv_pages, *fields = tensors([args[0], pages, *rows])
-    got = ragged_paged_attention(q, kv_pages, type(rows)(*fields), **options)
+    got = ragged_paged_attention(t(args[0]), t(pages), type(rows)(*map(t, rows)), **options)
     np.testing.assert_allclose(got.numpy()[:tokens], want[:tokens], atol=2e-5)
 
 
@@ -61,10 +60,10 @@ def test_rope_and_write(normed, dtype, scale):
     positions, slots = np.array([3, 9, 0, 30, 4]), np.array([5, 6, 15, 0, 11])
     cos_sin = draw(31, head_dim)
     weights = draw(2, head_dim)
-    norms = HeadNorms(*tensors(weights), 1e-3, 1.0) if normed else None
+    norms = HeadNorms(t(weights[0]), t(weights[1]), 1e-3, 1.0) if normed else None
     pages = torch.zeros(9, kv_heads, page_size, 2 * head_dim).to(getattr(torch, dtype))
     got = rope_and_write(
-        q, k, v, *tensors([cos_sin, positions.astype(np.int32)]), pages, torch.as_tensor(slots).int(),
+        q, k, v, t(cos_sin), t(positions.astype(np.int32)), pages, t(slots.astype(np.int32)),
         first_page=4, norms=norms, k_scale=scale, v_scale=2 * scale,
     )  # fmt: skip
 
@@ -90,17 +89,17 @@ def test_rope_and_write(normed, dtype, scale):
 
 def test_norms_and_gates():
     x, residual, weight = draw(7, 24), draw(7, 24), draw(24)
-    normed, total = add_rms_norm(*tensors([x, residual, weight]), 1e-2, 1.0)
+    normed, total = add_rms_norm(t(x), t(residual), t(weight), 1e-2, 1.0)
     want = x + residual
     np.testing.assert_allclose(total.numpy(), want)
     want = want / np.sqrt((want * want).mean(-1, keepdims=True) + 1e-2) * (1 + weight)
     np.testing.assert_allclose(normed.numpy(), want, atol=1e-5)
-    np.testing.assert_allclose(rms_norm(total, torch.as_tensor(weight), 1e-2, 1.0).numpy(), normed.numpy())
+    np.testing.assert_allclose(rms_norm(total, t(weight), 1e-2, 1.0).numpy(), normed.numpy())
     gate, up = np.split(x, 2, axis=-1)
     silu = gate / (1 + np.exp(-gate)) * up
-    np.testing.assert_allclose(gated_activation(torch.as_tensor(x), "silu").numpy(), silu, atol=1e-6)
+    np.testing.assert_allclose(gated_activation(t(x), "silu").numpy(), silu, atol=1e-6)
     gelu = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) * up
-    np.testing.assert_allclose(gated_activation(torch.as_tensor(x), "gelu_tanh").numpy(), gelu, atol=1e-6)
+    np.testing.assert_allclose(gated_activation(t(x), "gelu_tanh").numpy(), gelu, atol=1e-6)
 
 
 # Sampling
@@ -117,7 +116,7 @@ def choose(logits, seeds, **options):
     ]
     seeds = np.asarray(seeds, np.uint32).view(np.int32)
     logits = np.broadcast_to(logits, (rows, VOCAB))
-    return choose_tokens(*tensors([logits, *arrays, seeds, np.full(rows, 9, np.int32)])).numpy()
+    return choose_tokens(*map(t, (logits, *arrays, seeds, np.full(rows, 9, np.int32)))).numpy()
 
 
 def expected_probs(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -162,7 +161,8 @@ def test_rows_are_cut_each_by_its_own_and_seeds_decide():
 
 
 def test_noise_is_gumbel_and_told_by_seed_and_index():
-    seeds, indices = tensors([np.array([1, 2, 1, -1], np.int32), np.array([5, 5, 6, 2**31 - 1], np.int32)])
+    seeds = t(np.array([1, 2, 1, -1], np.int32))
+    indices = t(np.array([5, 5, 6, 2**31 - 1], np.int32))
     noise = gumbel_noise(seeds, indices, 20_000).numpy()
     quantiles = np.linspace(0.01, 0.99, 50)
     for row in noise:
