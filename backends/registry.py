@@ -25,13 +25,13 @@ def describe_model(config: EngineConfig) -> ModelInfo:
 
 def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
     """Resolve what is left to choose, load the weights and build the JAX runner. Nothing is compiled yet."""
-    import jax
     import jax.numpy as jnp
 
-    from ..sharding.mesh import make_mesh
     from ..sharding.rules import ShardingRules
     from .hardware import detect
+    from .jax.devices import mesh_for
     from .jax.loader import load_params
+    from .jax.partition import partition
     from .jax.runner import JaxRunner, use_compilation_cache
     from .models.checkpoint import open_checkpoint
     from .models.describe import read_spec
@@ -43,17 +43,18 @@ def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
     hardware = detect()
     config, choices = resolve(config, info, hardware)
     cache = use_compilation_cache(config, compiled_folder(config))
-    devices = jax.devices(jax_device(hardware))[:1]
     source = source_of(info)
     spec = read_spec(source)
+    partition(spec, config.tp_size)  # refused before any weight is read
+    mesh, rules = mesh_for(config, jax_device(hardware)), ShardingRules()
     params = param_table(spec)
     if config.load_format == "dummy":
         weights = dummy_params(spec, params, config.random_seed or 0)
     else:
         weights = iterate_params(spec, params, open_checkpoint(source))
     dtype = jnp.dtype(config.dtype)
-    arrays = load_params(weights, params, spec.num_layers, dtype, make_mesh(devices), ShardingRules())
-    return JaxRunner(config, info, spec, params, arrays, devices, (*choices, cache))
+    arrays = load_params(weights, params, spec.num_layers, dtype, mesh, rules)
+    return JaxRunner(config, info, spec, params, arrays, mesh, rules, (*choices, cache))
 
 
 def compiled_folder(config: EngineConfig) -> Path:

@@ -89,11 +89,8 @@ class EngineConfig:
             raise ConfigError(
                 f"mem_fraction_static is {self.mem_fraction_static}; accepted is a number between 0 and 1"
             )
-        for name in ("tp_size", "dp_size"):
-            if getattr(self, name) != 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; this version serves on one device, accepted is 1"
-                )
+        if self.dp_size != 1:
+            raise ConfigError(f"dp_size is {self.dp_size}; this version serves one group, accepted is 1")
 
     @classmethod
     def from_options(cls, **options: Any) -> "EngineConfig":

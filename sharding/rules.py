@@ -17,7 +17,7 @@ MESH_AXES = ("data", "tensor")
 
 
 class ShardingError(ValueError):
-    """Two axes of one array were mapped to the same mesh axis, or a name is unknown."""
+    """A mesh or mapping that cannot be: two axes of one array on one mesh axis, an unknown name, a size."""
 
 
 def _default_axes() -> dict[str, str | None]:
@@ -31,6 +31,7 @@ def _default_axes() -> dict[str, str | None]:
         "mlp": "tensor",
         "pages": "data",
         "page": None,
+        "rows": "data",
     }
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
+from ...engine.errors import ConfigError
 from ...engine.request import MAX_TOP_LOGPROBS
 from ...engine.runner import ModelInfo, RunnerCapacity
 
@@ -151,7 +152,10 @@ class FakePending:
 
 
 def create_fake_runner(config: EngineConfig, info: ModelInfo) -> FakeRunner:
-    """A fake runner sized by the options, for `--backend fake`."""
+    """A fake runner sized by the options, for `--backend fake`. Raises ConfigError for several devices."""
+    for name, value in (("tp_size", config.tp_size), ("dp_size", config.dp_size)):
+        if value != 1:
+            raise ConfigError(f"{name} is {value}; the fake backend has no devices, accepted is 1")
     page_size = config.page_size or 16
     num_pages = max(1, (config.max_total_tokens or 65536) // page_size)
     capacity = RunnerCapacity(

@@ -3,6 +3,9 @@
 Parameters are `nnx.Param`s that carry their logical axis names; those of the layers are stacked, so
 that one scanned body serves all layers and compile time does not grow with depth. The runner splits
 the module once into definition and state; experiments from Python may use it as it is.
+
+On a mesh the same code runs inside `jax.shard_map`, on each device with its own heads, MLP features and
+part of the vocabulary: one sum over the tensor axis makes the embedding whole, two make each layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +18,12 @@ from flax import nnx
 
 from ...kernels.paged_attention.rows import RaggedRows
 from ...kernels.paged_attention.xla import NO_WINDOW
+from ...sharding.axis import ALONE, MeshAxis
 from ..models.params import ParamSpec
 from ..models.rope import inverse_frequencies
 from ..models.spec import ModelSpec
 from .layers import rms_norm, rope_tables, rotate, soft_cap
+from .partition import VocabShards
 
 # (q, k, v, kv_pages, rows, *, first_page, scale, window, soft_cap) -> (attended, kv_pages)
 Attention = Callable[..., tuple[jax.Array, jax.Array]]
@@ -30,10 +35,13 @@ _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, appro
 class Decoder(nnx.Module):
     """Token ids to hidden states to logits. T is the flat token axis of a ragged batch."""
 
-    def __init__(self, spec: ModelSpec, params: tuple[ParamSpec, ...], arrays: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spec: ModelSpec, params: tuple[ParamSpec, ...], arrays: Mapping[str, Any],
+        tensor: MeshAxis = ALONE,
+    ) -> None:  # fmt: skip
         """`arrays` holds each parameter of the table by name, stacked ones [layers, ...]; they may be
-        jax arrays or `jax.ShapeDtypeStruct`s."""
-        self.spec = spec
+        jax arrays or `jax.ShapeDtypeStruct`s. `tensor` is the mesh axis over which they are split."""
+        self.spec, self.tensor = spec, tensor
         outer = {p.name: nnx.Param(arrays[p.name], logical_axes=p.axes) for p in params if not p.stacked}
         layers = {
             p.name: nnx.Param(arrays[p.name], logical_axes=("layers", *p.axes)) for p in params if p.stacked
@@ -54,8 +62,7 @@ class Decoder(nnx.Module):
         kv_pages: [layers * pages, kv_heads, page_size, 2 * head_dim], donated by the caller.
         """
         spec = self.spec
-        embed = self.outer["embed"][...]
-        x = embed[tokens] * jnp.asarray(spec.embedding_scale, embed.dtype)
+        x = self.embed(tokens)
         pages_a_layer = kv_pages.shape[0] // spec.num_layers
         tables = _rope_by_kind(spec, positions)
 
@@ -70,7 +77,7 @@ class Decoder(nnx.Module):
                     scale=spec.attention_scale, window=window, soft_cap=spec.attention_soft_cap,
                 )  # fmt: skip
 
-            x, kv_pages = _layer(spec, weights, x, cos, sin, attention)
+            x, kv_pages = _layer(spec, self.tensor, weights, x, cos, sin, attention)
             return (x, kv_pages), None
 
         stacked = {name: param[...] for name, param in self.layers.items()}
@@ -80,11 +87,27 @@ class Decoder(nnx.Module):
         )
         return rms_norm(x, self.outer["final_norm"][...], spec.norm_eps, spec.norm_offset), kv_pages
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings [T, embed] of tokens [T]."""
+        table = self.outer["embed"][...]
+        if self.tensor.size == 1:
+            x = table[tokens]
+        else:
+            at = VocabShards(self.tensor, table.shape[0]).local(tokens)
+            x = self.tensor.sum(table.at[at].get(mode="fill", fill_value=0))
+        return x * jnp.asarray(self.spec.embedding_scale, table.dtype)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits [n, vocab] float32 of hidden states [n, embed]."""
+        """Logits [n, vocab] float32 of hidden states [n, embed]; on a mesh those of this shard's ids,
+        -inf for ids that only fill the last shard."""
         table = self.outer["embed" if self.spec.tie_embeddings else "lm_head"][...]
         logits = jnp.einsum("te,ve->tv", hidden, table, preferred_element_type=jnp.float32)
-        return soft_cap(logits, self.spec.logits_soft_cap)
+        logits = soft_cap(logits, self.spec.logits_soft_cap)
+        if table.shape[0] * self.tensor.size == self.spec.vocab_size:
+            return logits
+        return jnp.where(
+            VocabShards(self.tensor, table.shape[0]).ids < self.spec.vocab_size, logits, -jnp.inf
+        )
 
 
 def _layer_kinds(spec: ModelSpec) -> tuple[jax.Array, jax.Array]:
@@ -106,23 +129,25 @@ def _rope_by_kind(spec: ModelSpec, positions: jax.Array) -> tuple[jax.Array, jax
 
 
 def _layer(
-    spec: ModelSpec, weights: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array, attention: Attention
-) -> tuple[jax.Array, jax.Array]:
+    spec: ModelSpec, tensor: MeshAxis, weights: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array,
+    attention: Attention,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """One transformer layer on x [T, embed]; returns it and what `attention` made of the KV pool."""
 
     def norm(x: jax.Array, name: str) -> jax.Array:
         return rms_norm(x, weights[name], spec.norm_eps, spec.norm_offset)
 
     sandwich = spec.norm_placement == "sandwich"
-    y, kv_pages = _attention_block(spec, weights, norm(x, "attn_norm"), cos, sin, attention)
+    y, kv_pages = _attention_block(spec, tensor, weights, norm(x, "attn_norm"), cos, sin, attention)
     x = x + (norm(y, "post_attn_norm") if sandwich else y)
-    y = _mlp_block(spec, weights, norm(x, "mlp_norm"))
+    y = _mlp_block(spec, tensor, weights, norm(x, "mlp_norm"))
     return x + (norm(y, "post_mlp_norm") if sandwich else y), kv_pages
 
 
 def _attention_block(
-    spec: ModelSpec, weights: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array, attention: Attention
-) -> tuple[jax.Array, jax.Array]:
+    spec: ModelSpec, tensor: MeshAxis, weights: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array,
+    attention: Attention,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     q, k, v = (jnp.einsum("te,ehd->thd", x, weights[name]) for name in "qkv")
     if spec.qkv_bias:
         q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
@@ -130,13 +155,13 @@ def _attention_block(
         q = rms_norm(q, weights["q_norm"], spec.norm_eps, spec.norm_offset)
         k = rms_norm(k, weights["k_norm"], spec.norm_eps, spec.norm_offset)
     attended, kv_pages = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-    y = jnp.einsum("thd,hde->te", attended, weights["o"])
+    y = tensor.sum(jnp.einsum("thd,hde->te", attended, weights["o"]))
     return (y + weights["o_bias"] if spec.output_bias else y), kv_pages
 
 
-def _mlp_block(spec: ModelSpec, weights: Layer, x: jax.Array) -> jax.Array:
+def _mlp_block(spec: ModelSpec, tensor: MeshAxis, weights: Layer, x: jax.Array) -> jax.Array:
     gate, up = x @ weights["gate"], x @ weights["up"]
     if spec.mlp_bias:
         gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
-    y = (_ACTIVATIONS[spec.activation](gate) * up) @ weights["down"]
+    y = tensor.sum((_ACTIVATIONS[spec.activation](gate) * up) @ weights["down"])
     return y + weights["down_bias"] if spec.mlp_bias else y

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from ...engine.batch import ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.runner import ModelInfo, RunnerCapacity
-from ...sharding.mesh import make_mesh
+from ...sharding.axis import MeshAxis
+from ...sharding.report import device_bytes
 from ...sharding.rules import ShardingRules
 from ..models.params import ParamSpec
 from ..models.spec import ModelSpec
@@ -27,7 +28,8 @@ from .buckets import Shape, compiled_shapes, shape_of
 from .decoder import Decoder
 from .forward_batch import Layout
 from .pages import DeviceState, choose_pool_tokens, state_shapes, token_bytes
-from .step import make_step
+from .partition import partition
+from .step import lower_step
 
 CPU_ROW_TOKENS = 1024  # of a default pool on a CPU, where larger ones are asked for by max_total_tokens
 
@@ -40,7 +42,7 @@ class _Pending:
     count: int
 
     def result(self) -> StepTokens:
-        return StepTokens(**{name: np.asarray(array)[: self.count] for name, array in self.arrays.items()})
+        return StepTokens(**{name: np.asarray(array)[0, : self.count] for name, array in self.arrays.items()})
 
 
 class JaxRunner:
@@ -48,14 +50,14 @@ class JaxRunner:
 
     def __init__(
         self, config: EngineConfig, info: ModelInfo, spec: ModelSpec, params: tuple[ParamSpec, ...],
-        arrays: Mapping[str, jax.Array], devices: list[jax.Device], choices: tuple[Choice, ...] = (),
+        arrays: Mapping[str, jax.Array], mesh: Mesh, rules: ShardingRules, choices: tuple[Choice, ...] = (),
     ) -> None:  # fmt: skip
-        self._spec = spec
-        self._mesh = make_mesh(devices)
-        self._rules = ShardingRules()
-        self._definition, self._weights = nnx.split(Decoder(spec, params, arrays))
+        self._mesh, self._rules = mesh, rules
+        self._tensor = MeshAxis("tensor", mesh.shape["tensor"])
+        self._spec = partition(spec, self._tensor.size)
+        self._definition, self._weights = nnx.split(Decoder(spec, params, arrays, self._tensor))
         self._kv_dtype = jnp.dtype(config.kv_cache_dtype)
-        pool = self._choose_pool(config, info, sum(array.nbytes for array in arrays.values()))
+        pool = self._choose_pool(config, info, device_bytes(arrays.values()))
         self.choices: tuple[Choice, ...] = (*choices, pool)
         self.capacity = _capacity(config, pool)
         self._compiled: dict[Shape, jax.stages.Compiled] = {}
@@ -80,7 +82,7 @@ class JaxRunner:
     def forward(self, batch: ScheduleBatch) -> _Pending:
         """Launch a step. A shape that `warmup` did not compile is a KeyError, never a compilation."""
         shape = shape_of(self.capacity.max_step_tokens, batch.num_tokens, batch.variant)
-        packed = jax.device_put(self._layouts[shape].pack(batch), self._replicated)
+        packed = jax.device_put(self._layouts[shape].pack(batch)[None], self._rows)
         assert self._state is not None, "warmup() comes first"
         self._state, sampled = self._compiled[shape](self._weights, self._state, packed)
         return _Pending(sampled, len(batch.sampled))
@@ -92,29 +94,19 @@ class JaxRunner:
         self._compiled.clear()
 
     @property
-    def _replicated(self) -> NamedSharding:
-        return NamedSharding(self._mesh, PartitionSpec())
+    def _rows(self) -> NamedSharding:
+        return self._rules.sharding(self._mesh, ("rows",))
 
     def _compile(self, shape: Shape) -> None:
         layout = Layout(*shape, self.capacity)
-        packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32, sharding=self._replicated)
-        step = jax.jit(make_step(self._definition, layout), donate_argnums=1)
-        self._compiled[shape] = step.lower(self._weights, self._abstract_state(), packed).compile()
+        lowered = lower_step(
+            self._definition, self._weights, self._abstract_state(), layout, self._mesh, self._rules
+        )
+        self._compiled[shape] = lowered.compile()
         self._layouts[shape] = layout
 
     def _abstract_state(self) -> DeviceState:
-        capacity = self.capacity
-        shapes = state_shapes(
-            self._spec, self._kv_dtype, capacity.num_pages, capacity.page_size, capacity.max_running_requests
-        )
-        kv = self._rules.sharding(self._mesh, ("pages", "kv_heads", "page", "head_dim"))
-        shardings = (kv, self._replicated, self._replicated)
-        return DeviceState(
-            *(
-                jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=sharding)
-                for each, sharding in zip(shapes, shardings, strict=True)
-            )
-        )
+        return state_shapes(self._spec, self._kv_dtype, self.capacity, self._mesh, self._rules)
 
     def _empty_state(self) -> DeviceState:
         return jax.tree.map(
@@ -125,15 +117,21 @@ class JaxRunner:
         if config.max_total_tokens is not None:
             return Choice("max_total_tokens", config.max_total_tokens, "as asked")
         assert config.mem_fraction_static is not None and config.max_running_requests is not None
-        device = self._mesh.devices.flat[0]
-        stats = device.memory_stats() if device.platform != "cpu" else None
-        free = stats["bytes_limit"] - stats["bytes_in_use"] if stats else psutil.virtual_memory().available
+        devices = self._mesh.local_devices
+        stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+        if stats:
+            free = stats["bytes_limit"] - stats["bytes_in_use"]
+        else:  # simulated devices share the host's memory
+            free = psutil.virtual_memory().available // len(devices)
         useful = config.max_running_requests * info.context_length
         why = "every running request at full context; more could not be used"
         if not stats and useful > config.max_running_requests * CPU_ROW_TOKENS:
             useful = max(config.max_running_requests * CPU_ROW_TOKENS, info.context_length)
             why = f"{CPU_ROW_TOKENS} a running request, or one full context: start-up has to clear all of it"
-        a_token, share = token_bytes(self._spec, self._kv_dtype), config.mem_fraction_static
+        a_token, share = (
+            token_bytes(self._spec, self._kv_dtype, self._tensor.size),
+            config.mem_fraction_static,
+        )
         return choose_pool_tokens(a_token, free, weight_bytes, share, useful, why)
 
 

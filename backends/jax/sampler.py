@@ -3,7 +3,8 @@
 Steps of greedy rows alone take an argmax and nothing else. Sampled rows find their top-k and top-p
 cut by bisection over the float32 bit patterns instead of sorting the vocabulary: 32 rounds, exact,
 ties kept. The randomness of a row depends on its seed and the index of the token alone, never on its
-neighbours.
+neighbours nor on the mesh. Logits may be split over the vocabulary: what looks across goes through
+`VocabShards`.
 """
 
 from collections.abc import Callable
@@ -13,24 +14,33 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...engine.request import MAX_TOP_LOGPROBS
+from ...sharding.axis import MeshAxis
 from .forward_batch import ForwardBatch, Sampling
+from .partition import VocabShards
+
+_GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: spreads small numbers over all words
 
 
-def sample(logits: jax.Array, batch: ForwardBatch, pages: jax.Array, full: bool) -> dict[str, jax.Array]:
+def sample(
+    logits: jax.Array, batch: ForwardBatch, pages: jax.Array, full: bool, tensor: MeshAxis
+) -> dict[str, jax.Array]:
     """Token ids [L] int32 and, if `full`, logprobs of logits [L, vocab] float32.
 
-    pages: [pages, page_size] the token ids behind the KV pool.
+    pages: [pages, page_size] the token ids behind the KV pool. `tensor` is the mesh axis over which the
+    vocabulary is split; all its shards return the same.
     """
-    shaped = _reshape(logits, batch, pages) if full else logits
-    greedy = jnp.argmax(shaped, -1).astype(jnp.int32)
+    vocab = VocabShards(tensor, logits.shape[-1])
+    shaped = _reshape(logits, batch, pages, vocab) if full else logits
+    greedy = vocab.argmax(shaped)
     drawing = batch.sampling.temperature > 0
-    drawn = lax.cond(jnp.any(drawing), _choose, lambda *_: greedy, shaped, batch.sampling)
+    drawn = lax.cond(jnp.any(drawing), lambda x: _choose(x, batch.sampling, vocab), lambda _: greedy, shaped)
     token_ids = jnp.where(drawing, drawn, greedy)
     if not full:
         return {"token_ids": token_ids}
-    logprobs = jax.nn.log_softmax(logits)
-    top_logprobs, top_ids = lax.top_k(logprobs, min(MAX_TOP_LOGPROBS, logits.shape[-1]))
-    chosen = jnp.take_along_axis(logprobs, token_ids[:, None], axis=-1)[:, 0]
+    shifted = logits - vocab.max(logits)
+    logprobs = shifted - jnp.log(vocab.sum(jnp.exp(shifted)))
+    top_logprobs, top_ids = vocab.top_k(logprobs, MAX_TOP_LOGPROBS)
+    chosen = vocab.pick(logprobs, token_ids)
     return {"token_ids": token_ids, "logprobs": chosen, "top_ids": top_ids, "top_logprobs": top_logprobs}
 
 
@@ -61,23 +71,23 @@ class History:
         )
         self.wanted = jnp.broadcast_to(wanted_of[page_row][:, None], at.shape)
 
-    def counts(self, first: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def counts(self, first: jax.Array, vocab: VocabShards) -> jax.Array:
         """How often each token id occurs from position `first` [L] on: float32 [L, vocab]."""
         counted = self.live & (self.wanted >= 0) & (self.at >= first[self.wanted])
-        target = jnp.where(counted, self.wanted, shape[0])  # out of range entries are dropped
-        return jnp.zeros(shape).at[target, self.tokens].add(1.0, mode="drop")
+        target = jnp.where(counted, self.wanted, len(first))  # out of range entries are dropped
+        return jnp.zeros((len(first), vocab.size)).at[target, vocab.local(self.tokens)].add(1.0, mode="drop")
 
 
-def _reshape(logits: jax.Array, batch: ForwardBatch, pages: jax.Array) -> jax.Array:
+def _reshape(logits: jax.Array, batch: ForwardBatch, pages: jax.Array, vocab: VocabShards) -> jax.Array:
     """Penalties as in OpenAI's API (output only) and CTRL (repetition: prompt too), then biases."""
     sampling = batch.sampling
 
     def penalize(logits: jax.Array) -> jax.Array:
         history = History(pages, batch)
-        output = history.counts(sampling.prompt_lens, logits.shape)
+        output = history.counts(sampling.prompt_lens, vocab)
         logits -= sampling.frequency_penalty[:, None] * output
         logits -= sampling.presence_penalty[:, None] * (output > 0)
-        seen = history.counts(jnp.zeros_like(sampling.prompt_lens), logits.shape) > 0
+        seen = history.counts(jnp.zeros_like(sampling.prompt_lens), vocab) > 0
         penalty = sampling.repetition_penalty[:, None]
         return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -87,45 +97,60 @@ def _reshape(logits: jax.Array, batch: ForwardBatch, pages: jax.Array) -> jax.Ar
         | (sampling.repetition_penalty != 1)
     )
     logits = lax.cond(jnp.any(used), penalize, lambda logits: logits, logits)
-    return logits.at[sampling.bias_rows, sampling.bias_ids].add(sampling.bias_values, mode="drop")
+    at = (sampling.bias_rows, vocab.local(sampling.bias_ids))
+    return logits.at[at].add(sampling.bias_values, mode="drop")
 
 
-def _choose(logits: jax.Array, sampling: Sampling) -> jax.Array:
+def _choose(logits: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
     """One token a row, drawn from what the cuts leave; of greedy rows, with temperature 0, any token."""
     temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
     scaled = logits / temperature[:, None]
-    scaled -= scaled.max(-1, keepdims=True)
-    scaled = lax.cond(jnp.any(sampling.top_k > 0), _keep_top_k, lambda x, _: x, scaled, sampling.top_k)
-    scaled = lax.cond(jnp.any(sampling.top_p < 1), _keep_top_p, lambda x, _: x, scaled, sampling.top_p)
+    scaled -= vocab.max(scaled)
+    for used, keep in ((sampling.top_k > 0, _keep_top_k), (sampling.top_p < 1, _keep_top_p)):
+        scaled = lax.cond(jnp.any(used), lambda x, keep=keep: keep(x, sampling, vocab), lambda x: x, scaled)
     # the largest of `scaled` is 0, so min_p of the largest probability is a bound on scaled itself
     scaled = jnp.where(scaled >= jnp.log(sampling.min_p)[:, None], scaled, -jnp.inf)
-    return _draw(scaled, sampling)
+    return vocab.argmax(scaled + _gumbel_noise(sampling, vocab))
 
 
-def _draw(scaled: jax.Array, sampling: Sampling) -> jax.Array:
-    """Gumbel-max: argmax of scaled logits plus noise of each row's own seed and token index."""
+def _gumbel_noise(sampling: Sampling, vocab: VocabShards) -> jax.Array:
+    """-log(-log(u)) of u uniform in (0, 1), float32 [L, vocab].
 
-    def noise(seed: jax.Array, index: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        return jax.random.gumbel(key, scaled.shape[1:])
+    u is 23 bits of mix(mix(id * GOLDEN + mix(seed)) ^ mix(index + GOLDEN)): the noise of an id depends
+    on nothing but seed, index and the id itself, on whatever shard, and costs a dozen integer operations.
+    """
+    tokens = vocab.ids.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
+    seeds = _mix(sampling.seeds)[:, None]
+    indices = _mix(sampling.indices.astype(jnp.uint32) + jnp.uint32(_GOLDEN))[:, None]
+    words = _mix(_mix(tokens + seeds) ^ indices)
+    # 24 bits would round to 1 at the top, whose noise is infinite
+    uniform = ((words >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+    return -jnp.log(-jnp.log(uniform))
 
-    return jnp.argmax(scaled + jax.vmap(noise)(sampling.seeds, sampling.indices), -1).astype(jnp.int32)
+
+def _mix(words: jax.Array) -> jax.Array:
+    """uint32 words, each to another that looks random: MurmurHash3's last step. Appleby 2011."""
+    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+    return words ^ (words >> 16)
 
 
-def _keep_top_k(scaled: jax.Array, top_k: jax.Array) -> jax.Array:
+def _keep_top_k(scaled: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
     """Keep the k largest of each row (0: all), ties with the k-th included."""
-    wanted = jnp.where(top_k > 0, top_k, scaled.shape[-1])[:, None]
-    bar = _largest_bar(scaled, lambda kept: kept.sum(-1, keepdims=True) >= wanted)
+    top_k = sampling.top_k
+    wanted = jnp.where(top_k > 0, top_k, vocab.size * vocab.axis.size)[:, None]
+    bar = _largest_bar(scaled, lambda kept: vocab.sum(kept) >= wanted)
     return jnp.where(_ordered(scaled) >= bar, scaled, -jnp.inf)
 
 
-def _keep_top_p(scaled: jax.Array, top_p: jax.Array) -> jax.Array:
+def _keep_top_p(scaled: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
     """Keep the fewest largest whose probability reaches top_p. Holtzman et al. 2020."""
-    probs = jax.nn.softmax(scaled)
-    # rounding can leave a sum just under 1; a row with top_p 1 keeps everything
-    enough = jnp.where(top_p < 1, top_p, -1.0)[:, None]
-    bar = _largest_bar(scaled, lambda kept: jnp.where(kept, probs, 0).sum(-1, keepdims=True) >= enough)
-    return jnp.where((_ordered(scaled) >= bar) | (top_p >= 1)[:, None], scaled, -jnp.inf)
+    top_p = sampling.top_p[:, None]
+    weights = jnp.exp(scaled)
+    # rounding can leave a sum just under the whole; a row with top_p 1 keeps everything
+    enough = jnp.where(top_p < 1, top_p * vocab.sum(weights), -1.0)
+    bar = _largest_bar(scaled, lambda kept: vocab.sum(jnp.where(kept, weights, 0)) >= enough)
+    return jnp.where((_ordered(scaled) >= bar) | (top_p >= 1), scaled, -jnp.inf)
 
 
 def _ordered(x: jax.Array) -> jax.Array:

@@ -1,28 +1,55 @@
-"""One whole engine step as one pure function: what gets compiled, once per shape of the bucket table."""
+"""One whole engine step as one pure function: what gets compiled, once per shape of the bucket table.
+
+On a mesh all of it is one `jax.shard_map`, manual on every axis: each data shard runs rows of its own on
+pages of its own, and what travels between tensor shards is written out where it happens.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from ...kernels.paged_attention.xla import ragged_paged_attention
+from ...sharding.rules import ShardingRules
 from .forward_batch import ForwardBatch, Layout
-from .pages import DeviceState
+from .pages import DeviceState, state_specs
 from .sampler import sample
 
 # (weights, device state, packed batch) -> (device state, what was sampled)
 Step = Callable[[nnx.State, DeviceState, jax.Array], tuple[DeviceState, dict[str, jax.Array]]]
 
 
-def make_step(definition: nnx.GraphDef, layout: Layout) -> Step:
-    """The step for the shape of `layout`: embedding to token slots, nothing left to the host."""
+def lower_step(
+    definition: nnx.GraphDef, weights: nnx.State, state: DeviceState, layout: Layout, mesh: Mesh,
+    rules: ShardingRules,
+) -> jax.stages.Lowered:  # fmt: skip
+    """`make_step` ready for the compiler, the device state donated.
+
+    `weights` and `state` may be `jax.ShapeDtypeStruct`s with shardings on devices that are not here.
+    """
+    rows = rules.sharding(mesh, ("rows",))
+    packed = jax.ShapeDtypeStruct((mesh.shape["data"], layout.size), jnp.int32, sharding=rows)
+    step = make_step(definition, weights, layout, mesh, rules)
+    return jax.jit(step, donate_argnums=1).lower(weights, state, packed)
+
+
+def make_step(
+    definition: nnx.GraphDef, weights: nnx.State, layout: Layout, mesh: Mesh, rules: ShardingRules
+) -> Step:
+    """The step for the shape of `layout`: embedding to token slots, nothing left to the host.
+
+    Of `weights` only the shardings are read. The step takes the packed batches of all data shards,
+    [data, words] int32 split over "data", and returns what each sampled, [data, L, ...].
+    """
     page_size = layout.capacity.page_size
 
     def step(
         weights: nnx.State, state: DeviceState, packed: jax.Array
     ) -> tuple[DeviceState, dict[str, jax.Array]]:
-        batch = layout.unpack(packed)
+        batch = layout.unpack(packed[0])
         decoder = nnx.merge(definition, weights)
         tokens = _token_ids(batch, state.slots)
         page_tokens = state.page_tokens.at[batch.rows.kv_slots].set(tokens)
@@ -30,11 +57,19 @@ def make_step(definition: nnx.GraphDef, layout: Layout) -> Step:
             tokens, batch.positions, batch.rows, state.kv_pages, ragged_paged_attention
         )
         logits = decoder.logits(hidden[batch.logits_positions])
-        sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.full)
+        sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.full, decoder.tensor)
         slots = state.slots.at[batch.slots].set(sampled["token_ids"])
-        return DeviceState(kv_pages, page_tokens, slots), sampled
+        return DeviceState(kv_pages, page_tokens, slots), jax.tree.map(lambda each: each[None], sampled)
 
-    return step
+    weight_specs: Any = jax.tree.map(lambda array: array.sharding.spec, weights)
+    states, rows = state_specs(rules), rules.spec(("rows",))
+    return jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(weight_specs, states, rows),
+        out_specs=(states, rows),
+        check_vma=False,  # Pallas kernels do not say over which axes their results vary
+    )
 
 
 def _token_ids(batch: ForwardBatch, slots: jax.Array) -> jax.Array:

@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from radixmesh.backends.jax.forward_batch import ForwardBatch, Sampling
 from radixmesh.backends.jax.sampler import sample
 from radixmesh.kernels.paged_attention.rows import RaggedRows
+from radixmesh.sharding.axis import ALONE, MeshAxis
+from radixmesh.sharding.mesh import MeshSpec, make_mesh
 
 VOCAB, DRAWS = 40, 4000
+SAMPLE = {full: jax.jit(partial(sample, full=full, tensor=ALONE)) for full in (False, True)}
 PAGE_SIZE = 4
 NEUTRAL: dict[str, tuple[float, Any]] = {
     "temperature": (1.0, np.float32), "top_k": (0, np.int32), "top_p": (1.0, np.float32),
@@ -68,7 +72,7 @@ def batch_of(
 
 def run(logits: np.ndarray, batch: ForwardBatch, pages: Any, full: bool = False) -> dict[str, Any]:
     arrays = jax.tree.map(jnp.asarray, (logits, batch, pages))
-    return jax.tree.map(np.asarray, jax.jit(partial(sample, full=full))(*arrays))
+    return jax.tree.map(np.asarray, SAMPLE[full](*arrays))
 
 
 def expected_probs(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
@@ -149,3 +153,40 @@ def test_penalties_biases_and_logprobs() -> None:
             got["logprobs"], logprobs[np.arange(3), got["token_ids"]], atol=1e-5
         )  # of the model's own distribution
         assert (got["top_ids"] == np.argsort(-logprobs, -1)[:, : got["top_ids"].shape[1]]).all()
+
+
+@pytest.mark.parametrize("shards", [2, 8])
+def test_a_split_vocabulary_changes_nothing(shards: int) -> None:
+    """Cuts, draws, penalties, biases, logprobs and ties, with ids that only fill the last shard."""
+    rng = np.random.default_rng(6)
+    rows, vocab = 12, VOCAB - 3
+    logits = rng.normal(0, 2, (rows, VOCAB)).astype(np.float32)
+    logits[3, [5, 20, 30]] = logits[3].max() + 1  # ties between shards, and within one
+    logits[3, [6, 21]] = logits[3].max()
+    logits[:, vocab:] = -np.inf
+    pages = rng.integers(0, vocab, (2 * rows, PAGE_SIZE)).astype(np.int32)
+    batch = batch_of(
+        [7] * rows, list(range(2 * rows)), biases=[(1, 36, 9.0), (2, 0, -np.inf), (11, 4, 5.0)],
+        seeds=rng.integers(0, 2**32, rows), prompt_lens=3,
+        temperature=[0, 1, 1, 0, 0.7, 1, 1.5, 1, 1, 0, 1, 2], top_k=[0, 0, 3, 0, 10, 0, 0, 40, 1, 0, 0, 0],
+        top_p=[1, 1, 1, 1, 0.9, 0.5, 0.95, 1, 1, 1, 1, 1], min_p=[0, 0, 0, 0, 0, 0, 0.05, 0.1, 0, 0, 0, 0],
+        frequency_penalty=[0, 0.5, 0, 0, 0, 0, 0, 0, 0, 1.0, 0, 0], presence_penalty=0.1,
+        repetition_penalty=[1.0, 1.3, *[1.0] * 9, 1.2],
+    )  # fmt: skip
+    mesh = make_mesh(jax.devices(), MeshSpec(tensor=shards))
+    arrays = jax.tree.map(jnp.asarray, (logits, batch, pages))
+    for full in (False, True):
+        split = jax.shard_map(
+            partial(sample, full=full, tensor=MeshAxis("tensor", shards)),
+            mesh=mesh,
+            in_specs=(PartitionSpec(None, "tensor"), PartitionSpec(), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        got = jax.tree.map(np.asarray, jax.jit(split)(*arrays))
+        want = run(logits, batch, pages, full)
+        assert (got["token_ids"] == want["token_ids"]).all() and (got["token_ids"] < vocab).all()
+        if full:
+            assert (got["top_ids"] == want["top_ids"]).all()
+            for name in ("logprobs", "top_logprobs"):
+                np.testing.assert_allclose(got[name], want[name], atol=1e-5)

@@ -1,0 +1,103 @@
+"""How a model is cut over the tensor axis of a mesh, and which sizes can cut it."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from ...engine.errors import ConfigError
+from ...sharding.axis import MeshAxis
+from ..models.params import ParamSpec
+from ..models.spec import ModelSpec
+
+
+def partition(spec: ModelSpec, tensor: int) -> ModelSpec:
+    """`spec` as `tensor` shards hold it: KV heads repeated until there is one for each.
+
+    Raises ConfigError, naming the sizes that can, where heads or MLP features do not come out even.
+    """
+    if not _divides(spec, tensor):
+        sizes = [str(size) for size in range(1, spec.num_heads + 1) if _divides(spec, size)]
+        raise ConfigError(
+            f"tp_size is {tensor}; {spec.num_heads} heads, {spec.num_kv_heads} KV heads and"
+            f" {spec.intermediate_size} MLP features can be split by {', '.join(sizes)}"
+        )
+    return replace(spec, num_kv_heads=max(spec.num_kv_heads, tensor))
+
+
+def _divides(spec: ModelSpec, tensor: int) -> bool:
+    kv_heads = spec.num_kv_heads
+    whole = spec.num_heads % tensor == 0 and spec.intermediate_size % tensor == 0
+    return whole and (kv_heads % tensor == 0 or tensor % kv_heads == 0)
+
+
+def mesh_shape(param: ParamSpec, tensor: int) -> tuple[int, ...]:
+    """Shape of one layer's parameter on a mesh: its KV heads repeated, its vocabulary padded."""
+    sizes = []
+    for axis, size in zip(param.axes, param.shape, strict=True):
+        if axis == "kv_heads":
+            size = max(size, tensor)
+        if axis == "vocab":
+            size = -(-size // tensor) * tensor
+        sizes.append(size)
+    return tuple(sizes)
+
+
+class VocabShards:
+    """A vocabulary split over a mesh axis: shard i holds the ids from `i * size` on.
+
+    Methods take [rows, size] values of the shard at hand and give the same [rows, ...] on every shard; what
+    travels between shards is a few words a row, never the values.
+    """
+
+    def __init__(self, axis: MeshAxis, size: int) -> None:
+        self.axis, self.size = axis, size
+        self.first = axis.index() * size
+
+    @property
+    def ids(self) -> jax.Array:
+        """The ids of this shard, [size]."""
+        return self.first + jnp.arange(self.size, dtype=jnp.int32)
+
+    def local(self, ids: jax.Array) -> jax.Array:
+        """Where `ids` lie in this shard; `size`, which is out of bounds, for those of other shards."""
+        at = ids - self.first
+        return jnp.where((at >= 0) & (at < self.size), at, self.size)
+
+    def max(self, values: jax.Array) -> jax.Array:
+        """The largest of each row, [rows, 1]."""
+        return self.axis.max(values.max(-1, keepdims=True))
+
+    def sum(self, values: jax.Array) -> jax.Array:
+        """The sum of each row, [rows, 1]."""
+        return self.axis.sum(values.sum(-1, keepdims=True))
+
+    def argmax(self, values: jax.Array) -> jax.Array:
+        """The id of each row's largest value, the first of equals; int32 [rows]."""
+        best = jnp.argmax(values, -1).astype(jnp.int32)
+        if self.axis.size == 1:
+            return best
+        tops = jnp.take_along_axis(values, best[:, None], -1)[:, 0]
+        words = jax.lax.bitcast_convert_type(tops, jnp.int32)
+        words, ids = self.axis.gather(jnp.stack([words, best + self.first])).swapaxes(0, 1)
+        shard = jnp.argmax(jax.lax.bitcast_convert_type(words, jnp.float32), 0)
+        return jnp.take_along_axis(ids, shard[None], 0)[0]
+
+    def pick(self, values: jax.Array, ids: jax.Array) -> jax.Array:
+        """The value of one id a row, ids [rows]; [rows]."""
+        here = jnp.take_along_axis(values, self.local(ids)[:, None], -1, mode="fill", fill_value=0)
+        return self.axis.sum(here[:, 0])
+
+    def top_k(self, values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+        """The k largest values of each row and their ids, best first, [rows, k] each."""
+        tops, ids = jax.lax.top_k(values, min(k, self.size))
+        if self.axis.size == 1:
+            return tops, ids
+        tops, ids = (_side_by_side(self.axis.gather(each)) for each in (tops, ids + self.first))
+        tops, places = jax.lax.top_k(tops, min(k, tops.shape[-1]))
+        return tops, jnp.take_along_axis(ids, places, -1)
+
+
+def _side_by_side(x: jax.Array) -> jax.Array:
+    """[shards, rows, n] to [rows, shards * n]: equal values stay in the order of their ids."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1)
