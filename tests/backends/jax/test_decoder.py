@@ -19,7 +19,7 @@ from radixmesh.backends.models.spec import ModelSpec
 from radixmesh.backends.models.weights import iterate_params
 from radixmesh.kernels.paged_attention.rows import RaggedRows
 from radixmesh.kernels.paged_attention.xla import ragged_paged_attention
-from radixmesh.sharding.mesh import make_mesh
+from radixmesh.sharding.mesh import MeshSpec, make_mesh
 from radixmesh.sharding.rules import ShardingRules
 from tests.oracle import oracle_logits
 from tests.tiny_models import CONFIGS, save_tiny_model
@@ -67,7 +67,7 @@ def load_decoder(folder: Path) -> tuple[ModelSpec, Decoder]:
     spec = read_spec(source)
     params = param_table(spec)
     weights = iterate_params(spec, params, open_checkpoint(source))
-    mesh = make_mesh(jax.devices("cpu")[:1])
+    mesh = make_mesh(jax.devices("cpu"), MeshSpec())
     arrays = load_params(weights, params, spec.num_layers, jnp.dtype("float32"), mesh, ShardingRules())
     return spec, Decoder(spec, params, arrays)
 
