@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
-from .engine.cli.joints import Joints, Machine
+from .engine.cli.joints import Conversion, Joints, Machine
 from .engine.cli.main import main as run_command
 from .engine.config import EngineConfig
 from .engine.runner import Backend
@@ -12,7 +13,7 @@ from .engine.runner import Backend
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default the process's own, and return the exit status."""
-    joints = Joints(version=__version__, find_backend=find_backend, survey=survey)
+    joints = Joints(version=__version__, find_backend=find_backend, survey=survey, convert=convert)
     return run_command(sys.argv[1:] if argv is None else argv, joints)
 
 
@@ -28,6 +29,13 @@ def survey(config: EngineConfig) -> Machine:
     from .backends.survey import survey as survey_machine
 
     return survey_machine(config)
+
+
+def convert(config: EngineConfig, output: Path) -> Conversion:
+    """Write the model that `config` names as an Orbax checkpoint, for `radixmesh convert`."""
+    from .backends.convert import convert as convert_model
+
+    return convert_model(config, output)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,10 @@ def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
     params = param_table(spec)
     if config.load_format == "dummy":
         weights = dummy_params(spec, params, config.random_seed or 0)
+    elif source.orbax:
+        from .jax.orbax_checkpoint import stored_params
+
+        weights = stored_params(source.orbax, params, spec.num_layers)
     else:
         weights = iterate_params(spec, params, open_checkpoint(source))
     dtype = jnp.dtype(config.dtype)

@@ -41,7 +41,7 @@ class EngineConfig:
     tokenizer_path: str | None = option(None, "folder or repo id of the tokenizer; default: the model's own")
     served_model_name: str | None = option(None, "name that the API shows; default: the model path")
     revision: str | None = option(None, "branch, tag or commit of the Hugging Face repo")
-    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = option(
+    load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"] = option(
         "auto", "where weights come from; dummy draws random ones from config.json alone"
     )
     skip_tokenizer_init: bool = option(False, "take and return token ids only; load no tokenizer")

@@ -3,6 +3,7 @@
 What a file leaves out is what llama.cpp assumes for that architecture.
 """
 
+import struct
 from typing import Any, Literal
 
 import numpy as np
@@ -130,6 +131,23 @@ def gguf_dtype(header: GgufHeader) -> str:
     if kinds == {GGMLQuantizationType.F32}:
         return "float32"
     return "float16" if GGMLQuantizationType.F16 in kinds and len(kinds) == 1 else "bfloat16"
+
+
+def without_weights(header: GgufHeader) -> bytes:
+    """The file as it is needed beside weights in another format: metadata and the list of tensors.
+
+    Of the tensors only rope's factors come along, which are a description rather than a weight.
+    """
+    with open(header.path, "rb") as file:
+        data = bytearray(file.read(min(tensor.offset for tensor in header.tensors.values())))
+    if factors := header.tensors.get("rope_freqs.weight"):
+        name = factors.name.encode()
+        rank = len(factors.shape)
+        entry = struct.pack(f"<Q{len(name)}sI{rank}Q", len(name), name, rank, *reversed(factors.shape))
+        after = data.index(entry) + len(entry)
+        data[after : after + 12] = struct.pack("<IQ", GGMLQuantizationType.F32, 0)  # now the first tensor
+        data += read_tensor(header, factors).astype("<f4").tobytes()
+    return bytes(data)
 
 
 class GgufCheckpoint:

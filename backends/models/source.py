@@ -9,8 +9,16 @@ from ...engine.errors import ConfigError, ModelError
 from ...engine.runner import ModelInfo
 from .embedded import EMBEDDED, fetch_embedded
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+# what a folder holds beside its weights: configuration, tokenizer, chat template
+DESCRIPTION = ("*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
+WEIGHTS = "weights.orbax"  # the folder in a model's folder that `radixmesh convert` writes
 _HUB_DUPLICATES = ["original/*", "consolidated*"]  # the same weights in other layouts
+
+_FOUND = {
+    "safetensors": "a folder with config.json",
+    "gguf": "a .gguf file",
+    "orbax": "a folder that radixmesh convert wrote",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,19 @@ class ModelSource:
     kind: Literal["hf", "gguf"]
     name: str  # what the API calls it
 
+    @property
+    def orbax(self) -> Path | None:
+        """The Orbax checkpoint with the weights, if `radixmesh convert` wrote the model's folder."""
+        folder = Path(self.path) if self.kind == "hf" else Path(self.path).parent
+        return folder / WEIGHTS if (folder / WEIGHTS).is_dir() else None
+
+    @property
+    def load_format(self) -> Literal["safetensors", "gguf", "orbax"]:
+        """The format of the weights."""
+        if self.orbax:
+            return "orbax"
+        return "safetensors" if self.kind == "hf" else "gguf"
+
 
 def find_model(config: EngineConfig) -> ModelSource:
     """Find the model, downloading an embedded one or a Hugging Face repo if it is not cached.
@@ -29,9 +50,8 @@ def find_model(config: EngineConfig) -> ModelSource:
     """
     name = config.served_model_name or config.model_path
     source = _find(config, name)
-    wanted = {"safetensors": "hf", "gguf": "gguf"}.get(config.load_format, source.kind)
-    if wanted != source.kind:
-        found = "a .gguf file" if source.kind == "gguf" else "a folder with config.json"
+    if config.load_format not in ("auto", "dummy", source.load_format):
+        found = _FOUND[source.load_format]
         raise ConfigError(f"load_format is {config.load_format!r}, but {config.model_path} is {found}")
     return source
 
@@ -53,14 +73,19 @@ def _find(config: EngineConfig, name: str) -> ModelSource:
         return ModelSource(str(fetch_embedded(config.model_path)), "gguf", name)
     if not path.exists() and _looks_like_repo(config.model_path):
         return ModelSource(_download(config), "hf", name)
+    if path.is_dir() and any(path.glob(f"{WEIGHTS}*")):
+        raise ModelError(
+            f"model_path is {config.model_path!r}, a folder that radixmesh convert did not finish; convert"
+            " again"
+        )
     raise ModelError(f"model_path is {config.model_path!r}, where no model was found; {_accepted()}")
 
 
 def _accepted() -> str:
     names = ", ".join(EMBEDDED)
     return (
-        "accepted are a folder with config.json and *.safetensors, a .gguf file, a Hugging Face repo id"
-        f" (owner/name), or an embedded model ({names})"
+        "accepted are a folder with config.json and *.safetensors, one that radixmesh convert wrote, a .gguf"
+        f" file, a Hugging Face repo id (owner/name), or an embedded model ({names})"
     )
 
 
@@ -77,7 +102,7 @@ def _download(config: EngineConfig) -> str:
         return snapshot_download(
             config.model_path,
             revision=config.revision,
-            allow_patterns=[each for each in _HUB_FILES if not dummy or each != "*.safetensors"],
+            allow_patterns=[*DESCRIPTION, *(() if dummy else ("*.safetensors",))],
             ignore_patterns=_HUB_DUPLICATES,
         )
     except Exception as error:  # hub, network and file errors share no base class

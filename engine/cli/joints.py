@@ -5,6 +5,7 @@ Engine code imports no backend, so whatever knows of devices comes in as a funct
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..config import Choice, EngineConfig
 from ..runner import Backend
@@ -21,9 +22,20 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What `radixmesh convert` did. Sizes in bytes."""
+
+    weights: int  # as written
+    seconds: float
+    peak_memory: int  # of this process, from its start
+    memory_before: int  # before the first tensor was read: interpreter and libraries
+
+
+@dataclass(frozen=True, kw_only=True)
 class Joints:
     """The backends' side of the command line."""
 
     version: str
     find_backend: Callable[[EngineConfig], Backend]
     survey: Callable[[EngineConfig], Machine]
+    convert: Callable[[EngineConfig, Path], Conversion]

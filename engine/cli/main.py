@@ -31,6 +31,7 @@ COMMANDS = (
     Command("bench offline", ".bench.offline", "throughput of the engine in this process"),
     Command("bench latency", ".bench.latency", "prefill and decode time of one batch"),
     Command("bench serve", ".bench.serve", "throughput and latency of a running server"),
+    Command("convert", ".convert", "write a model as an Orbax checkpoint that loads onto any mesh"),
     Command("doctor", ".doctor", "what this machine has, what would serve, and what is missing"),
 )
 

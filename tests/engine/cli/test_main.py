@@ -16,7 +16,7 @@ ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "src")}
 HEAVY = ("jax", "torch", "transformers", "tokenizers", "fastapi", "uvicorn", "zmq", "msgspec", "flax", "gguf")
 
 
-def no_backend(config: Any) -> Any:
+def no_backend(*arguments: Any) -> Any:
     raise AssertionError("no backend should be asked for")
 
 
@@ -24,7 +24,7 @@ def small_machine(config: Any) -> Machine:
     return Machine(hardware={"platform": "cpu"}, choices=())
 
 
-JOINTS = Joints(version="9.9", find_backend=no_backend, survey=small_machine)
+JOINTS = Joints(version="9.9", find_backend=no_backend, survey=small_machine, convert=no_backend)
 
 
 @pytest.mark.parametrize("command", ["", *(each.name for each in cli.COMMANDS)])
@@ -78,7 +78,7 @@ def test_other_ends(raised: BaseException, status: int, capsys: pytest.CaptureFi
     def survey(config: Any) -> Any:
         raise raised
 
-    joints = Joints(version="9.9", find_backend=no_backend, survey=survey)
+    joints = Joints(version="9.9", find_backend=no_backend, survey=survey, convert=no_backend)
     assert cli.main(["doctor"], joints) == status
     assert capsys.readouterr().err == ("" if status == 130 else "radixmesh: error: it died\n")
 
