@@ -87,12 +87,12 @@ def stored_params(folder: Path, params: Iterable[ParamSpec], num_layers: int) ->
         if stored.shape != shape:
             raise ModelError(f"{path} has shape {stored.shape}; the model's configuration says {shape}")
         for layer in range(num_layers) if param.stacked else (None,):
-            yield param, layer, cast(np.ndarray, stored if layer is None else stored.layer(layer))
+            yield param, layer, cast(np.ndarray, stored if layer is None else stored[layer])
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """An array on disk that looks like a numpy array to those who slice it."""
+    """An array on disk, sliced like a numpy array, and read when it is made one."""
 
     store: tensorstore.TensorStore
     path: Path
@@ -113,17 +113,19 @@ class _Stored:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.store.shape)
 
-    def layer(self, index: int) -> "_Stored":
-        return _Stored(self.store[index], self.path)
+    def __getitem__(self, index: Any) -> "_Stored":
+        # a slice of numpy's begins at 0 again, one of tensorstore's only when told to
+        return _Stored(self.store[index][tensorstore.d[:].translate_to[0]], self.path)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        try:
-            return self.store[index].read().result()
-        except ValueError as error:
-            raise _damaged(self.path, error) from error
+    def take(self, indices: np.ndarray, axis: int) -> "_Stored":
+        return self[(slice(None),) * axis + (indices,)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[...].astype(dtype or self.store.dtype.numpy_dtype, copy=False)
+        try:
+            array = self.store.read().result()
+        except ValueError as error:
+            raise _damaged(self.path, error) from error
+        return array if dtype is None else array.astype(dtype, copy=False)
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
