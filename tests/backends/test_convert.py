@@ -24,7 +24,7 @@ from radixmesh.backends.models.weights import dummy_params, iterate_params
 from radixmesh.backends.registry import backend_for
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.errors import ConfigError, ModelError
-from radixmesh.sharding.mesh import make_mesh
+from radixmesh.sharding.mesh import MeshSpec, make_mesh
 from radixmesh.sharding.rules import ShardingRules
 from tests.tiny_gguf import ARCHITECTURES, llama3_factors, write_gguf
 from tests.tiny_models import CONFIGS, save_tiny_model
@@ -43,7 +43,7 @@ def loaded(path: Path, dtype: str = "float32") -> dict[str, jax.Array]:
         weights = orbax_checkpoint.stored_params(source.orbax, params, spec.num_layers)
     else:
         weights = iterate_params(spec, params, open_checkpoint(source))
-    mesh = make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices(), MeshSpec())
     return load_params(weights, params, spec.num_layers, jnp.dtype(dtype), mesh, ShardingRules())
 
 
