@@ -4,7 +4,6 @@ Everything is read from `/proc`, `/sys` and `/dev` (and `nvidia-smi` where it is
 asking costs milliseconds and starts no driver. What to make of it is `resolve.py`'s business.
 """
 
-import json
 import os
 import platform
 import re
@@ -14,6 +13,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
+
+from ..sharding.topology import chip_facts
 
 KIB = 1024
 MIB = 1024**2
@@ -135,8 +136,8 @@ def _cpu_kind(root: Path) -> str:
 
 
 def _find_tpu(root: Path, host: Hardware) -> Hardware | None:
-    """TPU chips are PCI devices of Google; the table of device ids is `tpu_chips.json`."""
-    chips = json.loads(Path(__file__).with_name("tpu_chips.json").read_text())
+    """TPU chips are PCI devices of Google; the table of device ids is `sharding/tpu_chips.json`."""
+    chips = {facts["pci"]: facts for facts in chip_facts().values()}
     found = []
     for vendor in sorted(root.glob("sys/bus/pci/devices/*/vendor")):
         if _read(vendor) == "0x1ae0":
