@@ -8,12 +8,13 @@ from . import __version__
 from .engine.cli.joints import Conversion, Joints, Machine
 from .engine.cli.main import main as run_command
 from .engine.config import EngineConfig
+from .engine.plan import Plan, PlanOptions
 from .engine.runner import Backend
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default the process's own, and return the exit status."""
-    joints = Joints(version=__version__, find_backend=find_backend, survey=survey, convert=convert)
+    joints = Joints(version=__version__, find_backend=find_backend, survey=survey, convert=convert, plan=plan)
     return run_command(sys.argv[1:] if argv is None else argv, joints)
 
 
@@ -36,6 +37,13 @@ def convert(config: EngineConfig, output: Path) -> Conversion:
     from .backends.convert import convert as convert_model
 
     return convert_model(config, output)
+
+
+def plan(options: PlanOptions) -> Plan:
+    """A model on a TPU slice that need not be here, for `radixmesh plan`."""
+    from .backends.planner import make_plan
+
+    return make_plan(options)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ class Choice(NamedTuple):
     reason: str
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that becomes a command line flag; `help` is what the flag tells."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *aliases: str) -> Any:
+    """A dataclass field that becomes a command line flag; `help` is what the flag tells, `aliases` are
+    other flags for it."""
+    return field(default=default, metadata={"help": help, "aliases": aliases})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,9 +56,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_hf_config(folder: str | Path) -> HfConfig:
-    """Read `folder`/config.json. Raises ModelError for what no family can serve."""
-    path = Path(folder) / "config.json"
+def read_hf_config(path: str | Path) -> HfConfig:
+    """Read a config file, or the config.json of a folder. Raises ModelError for what no family can serve."""
+    path = Path(path)
+    path = path if path.suffix == ".json" else path / "config.json"
     whole = read_json(path)
     text = whole.get("text_config") or whole
     for key, accepted in _REFUSED.items():

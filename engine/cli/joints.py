@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import Choice, EngineConfig
+from ..plan import Plan, PlanOptions
 from ..runner import Backend
 
 
@@ -39,3 +40,4 @@ class Joints:
     find_backend: Callable[[EngineConfig], Backend]
     survey: Callable[[EngineConfig], Machine]
     convert: Callable[[EngineConfig, Path], Conversion]
+    plan: Callable[[PlanOptions], Plan]

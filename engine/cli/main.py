@@ -32,6 +32,7 @@ COMMANDS = (
     Command("bench latency", ".bench.latency", "prefill and decode time of one batch"),
     Command("bench serve", ".bench.serve", "throughput and latency of a running server"),
     Command("convert", ".convert", "write a model as an Orbax checkpoint that loads onto any mesh"),
+    Command("plan", ".plan", "what fits on a TPU slice that need not be here, and how fast it can be"),
     Command("doctor", ".doctor", "what this machine has, what would serve, and what is missing"),
 )
 

@@ -55,6 +55,7 @@ def add_options(
         text = (helps or {}).get(option.name) or option.metadata.get("help", "")
         group.add_argument(
             flag_of(option.name),
+            *option.metadata.get("aliases", ()),
             dest=option.name,
             default=argparse.SUPPRESS,
             help=_help(text, _default(option), unset),

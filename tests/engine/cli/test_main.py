@@ -24,7 +24,9 @@ def small_machine(config: Any) -> Machine:
     return Machine(hardware={"platform": "cpu"}, choices=())
 
 
-JOINTS = Joints(version="9.9", find_backend=no_backend, survey=small_machine, convert=no_backend)
+JOINTS = Joints(
+    version="9.9", find_backend=no_backend, survey=small_machine, convert=no_backend, plan=no_backend
+)
 
 
 @pytest.mark.parametrize("command", ["", *(each.name for each in cli.COMMANDS)])
@@ -61,6 +63,8 @@ def test_python_dash_m() -> None:
         (["bench", "latency", "--output-len", "1"], "output_len is 1"),
         (["bench", "offline", "--dataset-name", "jsonl"], "dataset_path"),
         (["serve", "--port", "70000"], "port is 70000"),
+        (["plan", "--topology", "v6e:1x1"], "model_path is not given"),
+        (["plan", "--model-path", "x", "--topology", "v6e:1x1", "--context", "0"], "context_length is 0"),
     ],
 )
 def test_errors_are_one_line_and_status_two(
@@ -78,7 +82,9 @@ def test_other_ends(raised: BaseException, status: int, capsys: pytest.CaptureFi
     def survey(config: Any) -> Any:
         raise raised
 
-    joints = Joints(version="9.9", find_backend=no_backend, survey=survey, convert=no_backend)
+    joints = Joints(
+        version="9.9", find_backend=no_backend, survey=survey, convert=no_backend, plan=no_backend
+    )
     assert cli.main(["doctor"], joints) == status
     assert capsys.readouterr().err == ("" if status == 130 else "radixmesh: error: it died\n")
 
