@@ -75,16 +75,14 @@ class Transfer:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """What the TPU compiler says of a step. `seconds` is its own estimate."""
+    """What the TPU compiler made of a step."""
 
     argument_bytes: int
     temp_bytes: int
     code_bytes: int
-    peak_bytes: int
     pool_aliased: bool  # the KV pool is updated in place
     hbm_bytes: float  # moved by one run, with the kernels' own estimates
     flops: float
-    seconds: float
     transfers: tuple[Transfer, ...]
     compile_seconds: float
 

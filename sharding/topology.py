@@ -45,6 +45,7 @@ class Chip:
 
     generation: str  # "v6e", as topologies are named
     name: str  # "TPU v6e"
+    jax_kind: str  # "TPU v6 lite", the `device_kind` of its jax devices
     hbm_bytes: int  # what a program may use; the chip's own is a little more
     bandwidth: float  # bytes of HBM per second
     flops: float  # bfloat16, per second
@@ -131,6 +132,7 @@ def tpu_chips() -> Mapping[str, Chip]:
         generation: Chip(
             generation=generation,
             name=facts["name"],
+            jax_kind=facts["jax_kind"],
             hbm_bytes=int(facts["usable_gib"] * GIB),
             bandwidth=facts["bandwidth_gb_s"] * 1e9 / facts["devices"],
             flops=facts["bf16_tflops"] * 1e12 / facts["devices"],
@@ -143,6 +145,12 @@ def tpu_chips() -> Mapping[str, Chip]:
         for generation, facts in chip_facts().items()
         if facts["slices"]
     }
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The generation of a TPU device, here or not; None for other devices and for unknown TPUs."""
+    found = (chip for chip in tpu_chips().values() if chip.jax_kind == device.device_kind)
+    return next(found, None)
 
 
 def _slice_devices(name: str) -> Sequence[jax.Device]:

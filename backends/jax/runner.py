@@ -24,6 +24,7 @@ from ...sharding.report import device_bytes
 from ...sharding.rules import ShardingRules
 from ..models.params import ParamSpec
 from ..models.spec import ModelSpec
+from .attention import attention_for
 from .buckets import Shape, compiled_shapes, shape_of
 from .decoder import Decoder
 from .forward_batch import Layout
@@ -99,8 +100,9 @@ class JaxRunner:
 
     def _compile(self, shape: Shape) -> None:
         layout = Layout(*shape, self.capacity)
+        attend = attention_for(self._mesh.devices.flat[0])
         lowered = lower_step(
-            self._definition, self._weights, self._abstract_state(), layout, self._mesh, self._rules
+            self._definition, self._weights, self._abstract_state(), layout, self._mesh, self._rules, attend
         )
         self._compiled[shape] = lowered.compile()
         self._layouts[shape] = layout

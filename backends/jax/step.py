@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from ...kernels.paged_attention.xla import ragged_paged_attention
 from ...sharding.rules import ShardingRules
+from .decoder import Attention
 from .forward_batch import ForwardBatch, Layout
 from .pages import DeviceState, state_specs
 from .sampler import sample
@@ -24,7 +24,7 @@ Step = Callable[[nnx.State, DeviceState, jax.Array], tuple[DeviceState, dict[str
 
 def lower_step(
     definition: nnx.GraphDef, weights: nnx.State, state: DeviceState, layout: Layout, mesh: Mesh,
-    rules: ShardingRules,
+    rules: ShardingRules, attend: Attention,
 ) -> jax.stages.Lowered:  # fmt: skip
     """`make_step` ready for the compiler, the device state donated.
 
@@ -32,13 +32,14 @@ def lower_step(
     """
     rows = rules.sharding(mesh, ("rows",))
     packed = jax.ShapeDtypeStruct((mesh.shape["data"], layout.size), jnp.int32, sharding=rows)
-    step = make_step(definition, weights, layout, mesh, rules)
+    step = make_step(definition, weights, layout, mesh, rules, attend)
     return jax.jit(step, donate_argnums=1).lower(weights, state, packed)
 
 
 def make_step(
-    definition: nnx.GraphDef, weights: nnx.State, layout: Layout, mesh: Mesh, rules: ShardingRules
-) -> Step:
+    definition: nnx.GraphDef, weights: nnx.State, layout: Layout, mesh: Mesh, rules: ShardingRules,
+    attend: Attention,
+) -> Step:  # fmt: skip
     """The step for the shape of `layout`: embedding to token slots, nothing left to the host.
 
     Of `weights` only the shardings are read. The step takes the packed batches of all data shards,
@@ -53,9 +54,7 @@ def make_step(
         decoder = nnx.merge(definition, weights)
         tokens = _token_ids(batch, state.slots)
         page_tokens = state.page_tokens.at[batch.rows.kv_slots].set(tokens)
-        hidden, kv_pages = decoder(
-            tokens, batch.positions, batch.rows, state.kv_pages, ragged_paged_attention
-        )
+        hidden, kv_pages = decoder(tokens, batch.positions, batch.rows, state.kv_pages, attend)
         logits = decoder.logits(hidden[batch.logits_positions])
         sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.full, decoder.tensor)
         slots = state.slots.at[batch.slots].set(sampled["token_ids"])

@@ -1,0 +1,105 @@
+"""Compile the step that serves, for devices that need not be here, from `config.json` facts alone.
+
+No weight is read and nothing runs: parameters, KV pool and batch are shapes with shardings. What the
+compiler then says of the step is exact where it speaks of memory and transfers, and its own estimate
+where it speaks of time.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from ...engine.config import ConfigError
+from ...engine.plan import CompiledStep, Transfer
+from ...engine.runner import RunnerCapacity
+from ...sharding.axis import MeshAxis
+from ...sharding.collectives import read_collectives
+from ...sharding.hlo import Program
+from ...sharding.rules import ShardingRules
+from ...sharding.traffic import hbm_bytes
+from ..models.families.registry import param_table
+from ..models.spec import ModelSpec
+from .attention import attention_for
+from .decoder import Decoder
+from .forward_batch import Layout
+from .loader import abstract_param
+from .pages import state_shapes
+from .partition import partition
+from .step import lower_step
+
+
+def compile_step(
+    spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: tuple[int, bool],
+    live_tokens: int | None = None,
+) -> CompiledStep:  # fmt: skip
+    """Compile the step of one shape for the devices of `mesh` and report on it.
+
+    Args:
+        capacity: of one data shard.
+        dtypes: of weights and activations, and of the KV pool.
+        shape: tokens of the step, and whether it has every sampling feature; as in the bucket table.
+        live_tokens: keys that a data shard's rows hold together, for the attention kernel's cost estimate.
+
+    Raises ConfigError when it does not fit the devices' memory.
+    """
+    lowered, pool_bytes = _lower(spec, capacity, mesh, dtypes, shape, live_tokens)
+    started = time.monotonic()
+    compiled, text = compile_with_text(lowered)
+    seconds = time.monotonic() - started
+    memory, cost, program = compiled.memory_analysis(), compiled.cost_analysis(), Program.parse(text)
+    assert memory is not None and cost is not None
+    return CompiledStep(
+        argument_bytes=memory.argument_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
+        pool_aliased=memory.alias_size_in_bytes >= pool_bytes,
+        hbm_bytes=hbm_bytes(program),
+        flops=cost["flops"],
+        transfers=tuple(
+            Transfer(kind=each.kind, devices=each.group_size, bytes=each.bytes, count=each.count)
+            for each in read_collectives(program)
+        ),
+        compile_seconds=seconds,
+    )
+
+
+def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """Compile, and the text of the optimised program.
+
+    `Compiled.as_text` fails on programs that use a TPU's SparseCores; what the compiler writes out on the
+    way is always readable.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(f"the step does not fit: {str(error).splitlines()[1]}") from error
+        (dumped,) = Path(folder).glob("*after_optimizations.txt")
+        return compiled, dumped.read_text(encoding="utf-8")
+
+
+def _lower(
+    spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: tuple[int, bool],
+    live_tokens: int | None,
+) -> tuple[jax.stages.Lowered, int]:  # fmt: skip
+    """The step ready to compile, and the bytes of the KV pool on one device."""
+    dtype, kv_dtype = (jnp.dtype(each) for each in dtypes)
+    rules, tensor = ShardingRules(), MeshAxis("tensor", mesh.shape["tensor"])
+    params = param_table(spec)
+    arrays = {param.name: abstract_param(param, spec.num_layers, dtype, mesh, rules) for param in params}
+    definition, weights = nnx.split(Decoder(spec, params, arrays, tensor))
+    state = state_shapes(partition(spec, tensor.size), kv_dtype, capacity, mesh, rules)
+    attend = attention_for(mesh.devices.flat[0], live_tokens)
+    lowered = lower_step(definition, weights, state, Layout(*shape, capacity), mesh, rules, attend)
+    pool = state.kv_pages
+    pool_bytes = pool.dtype.itemsize
+    for size in pool.sharding.shard_shape(pool.shape):
+        pool_bytes *= size
+    return lowered, pool_bytes
