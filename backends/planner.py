@@ -4,13 +4,17 @@ The arithmetic comes first and answers at once; compiling the real steps for the
 replaces what arithmetic cannot know: temporaries, code, and the transfers that the compiler makes.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..engine.config import Choice, EngineConfig
 from ..engine.errors import ConfigError, ModelError
-from ..engine.plan import LayoutPlan, Plan, PlanOptions, StepPlan, Transfer
+from ..engine.plan import CompiledStep, LayoutPlan, Plan, PlanOptions, StepPlan, Transfer
 from ..engine.runner import ModelInfo
 from ..sharding.collectives import Collective
 from ..sharding.roofline import roofline
@@ -44,15 +48,18 @@ def make_plan(options: PlanOptions) -> Plan:
     source = plan_source(options)
     spec = read_spec(source)
     config, choices = _resolved(options, source, spec, chip, topology)
-    assert topology.num_devices is not None
+    assert topology.num_devices is not None and config.context_length is not None
     layouts = [
-        _layout(spec, config, chip, data, tensor, options)
+        _layout(spec, config, chip, data, tensor)
         for data, tensor in _layouts(spec, topology.num_devices, options)
     ]
+    if all(each.refusal for each in layouts):
+        raise ConfigError(
+            f"{source.name} does not fit {topology.name}: {_too_small(spec, config, chip, layouts)}"
+        )
+    if options.compile:
+        layouts = _compiled(spec, config, topology, layouts)
     fitting = [each for each in layouts if each.refusal is None]
-    if not fitting:
-        raise ConfigError(_nothing_fits(options, source.name, spec, config, layouts, topology))
-    assert config.context_length is not None
     return Plan(
         model=source.name,
         topology=topology.name,
@@ -136,7 +143,7 @@ def _resolved(
     return config, tuple(each for each in choices if each.name != "backend")
 
 
-def _layouts(spec: ModelSpec, devices: int, options: PlanOptions) -> Iterator[tuple[int, int]]:
+def _layouts(spec: ModelSpec, devices: int, options: PlanOptions) -> list[tuple[int, int]]:
     """(data, tensor) of the layouts to look at: the one that was asked for, or all that use every device."""
     data, tensor = options.layout()
     sizes = tensor_sizes(spec)
@@ -152,16 +159,14 @@ def _layouts(spec: ModelSpec, devices: int, options: PlanOptions) -> Iterator[tu
         if devices % size == 0 and tensor in (None, size) and data in (None, devices // size)
     ]
     if not found:
-        asked = f"data={data or 'any'},tensor={tensor or 'any'}"
+        asked = ",".join(f"{axis}={size}" for axis, size in (("data", data), ("tensor", tensor)) if size)
         raise ConfigError(
             f"a mesh of {asked} does not multiply out to the {devices} devices of {options.topology}"
         )
-    yield from found
+    return found
 
 
-def _layout(
-    spec: ModelSpec, config: EngineConfig, chip: Chip, data: int, tensor: int, options: PlanOptions
-) -> LayoutPlan:
+def _layout(spec: ModelSpec, config: EngineConfig, chip: Chip, data: int, tensor: int) -> LayoutPlan:
     """The plan of one layout, steps included if it fits."""
     footprint = _footprint(spec, config, data, tensor)
     assert config.mem_fraction_static and config.page_size and config.context_length
@@ -236,33 +241,56 @@ def _speed(layout: LayoutPlan) -> float:
     return max(step.tokens_a_second for step in layout.steps if step.kind == "decode")
 
 
-def _nothing_fits(
-    options: PlanOptions, name: str, spec: ModelSpec, config: EngineConfig,
-    layouts: Sequence[LayoutPlan], topology: Topology,
-) -> str:  # fmt: skip
-    """One sentence: by how much the closest layout misses, and the smallest slice that would do."""
-    assert topology.chip is not None
-    closest = min(
-        layouts, key=lambda each: each.weight_bytes + (config.context_length or 0) * each.token_bytes
-    )
-    enough = next(
-        (
-            each
-            for each in topology.chip.slices
-            for data, tensor in _layouts(
-                spec,
-                Topology.parse(f"{topology.chip.generation}:{each}").num_devices or 1,
-                PlanOptions(model_path=options.model_path, topology=options.topology),
-            )
-            if _layout(spec, config, topology.chip, data, tensor, options).refusal is None
-        ),
-        None,
-    )
-    hint = (
-        f"the smallest slice of it that would do is {topology.chip.generation}:{enough}"
-        if enough else f"no slice of {topology.chip.name} would do"
-    )  # fmt: skip
-    return f"{name} does not fit {topology.name}: {closest.refusal}; {hint}"
+def _too_small(spec: ModelSpec, config: EngineConfig, chip: Chip, layouts: Sequence[LayoutPlan]) -> str:
+    """By how much the layout of the least memory misses, and the smallest slice that would do."""
+    closest = min(layouts, key=lambda each: each.weight_bytes)
+    for size in chip.slices:
+        devices = Topology.parse(f"{chip.generation}:{size}").num_devices
+        assert devices is not None
+        splits = [each for each in tensor_sizes(spec) if devices % each == 0]
+        if any(_layout(spec, config, chip, devices // each, each).refusal is None for each in splits):
+            return f"{closest.refusal}; the smallest slice that would do is {chip.generation}:{size}"
+    return f"{closest.refusal}; no slice of {chip.name} would do"
+
+
+def _compiled(
+    spec: ModelSpec, config: EngineConfig, topology: Topology, layouts: Sequence[LayoutPlan]
+) -> list[LayoutPlan]:
+    """The layouts that fit with their largest decode step and their prefill chunk compiled, several at a
+    time. Shows progress on stderr."""
+    from .jax.aot import compile_for_plan
+
+    jobs = [
+        (layout, at)
+        for layout in layouts
+        if layout.refusal is None
+        for at in (len(layout.steps) - 2, len(layout.steps) - 1)
+    ]
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(jobs), desc="compiling", unit="step", leave=False, dynamic_ncols=True) as progress,
+    ):
+
+        def run(job: tuple[LayoutPlan, int]) -> CompiledStep | ConfigError:
+            layout, at = job
+            try:
+                return compile_for_plan(spec, config, topology, layout, layout.steps[at])
+            except ConfigError as error:
+                return error
+            finally:
+                progress.update()
+
+        results = list(pool.map(run, jobs))
+    done = list(layouts)
+    for (layout, at), result in zip(jobs, results, strict=True):
+        index = next(i for i, each in enumerate(layouts) if each is layout)
+        if isinstance(result, ConfigError):
+            done[index] = replace(done[index], refusal=str(result))
+        else:
+            steps = list(done[index].steps)
+            steps[at] = replace(steps[at], compiled=result)
+            done[index] = replace(done[index], steps=tuple(steps))
+    return done
 
 
 def _gib(size: float) -> str:

@@ -71,6 +71,7 @@ class Transfer:
     devices: int  # that take part in one
     bytes: int  # each
     count: int
+    always: bool = True  # False: only in steps that sample, or that ask for logprobs or penalties
 
 
 @dataclass(frozen=True, kw_only=True)

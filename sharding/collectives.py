@@ -17,12 +17,14 @@ _IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 @dataclass(frozen=True, order=True)
 class Collective:
     """Transfers of one kind and size. `bytes` is what each device holds of the result (reduce-scatter: of
-    the operand); `count` says how often a run of the program makes it."""
+    the operand); `count` says how often a run of the program makes it. Those that are not made `always` are
+    in the longer branches of conditionals, as if all of them ran."""
 
     kind: str
     group_size: int  # devices that take part in one; 0 where the compiler does not say
     bytes: int
     count: int
+    always: bool = True
 
     @property
     def wire_bytes(self) -> float:
@@ -41,14 +43,21 @@ class Collective:
 
 def read_collectives(program: Program) -> tuple[Collective, ...]:
     """Every transfer between devices, the largest first."""
+    always, ever = (_count(program, every_branch) for every_branch in (False, True))
+    found = [Collective(*key, count) for key, count in always.items()]
+    found += [Collective(*key, count, always=False) for key, count in (ever - always).items()]
+    return tuple(sorted(found, key=lambda each: (not each.always, -each.bytes * each.count, each)))
+
+
+def _count(program: Program, every_branch: bool) -> Counter[tuple[str, int, int]]:
+    """How often there is a transfer of each kind, group size and size."""
     found: Counter[tuple[str, int, int]] = Counter()
-    for name, times in program.times_run().items():
+    for name, times in program.times_run(every_branch).items():
         for each in program.computations[name].values():
             kind = each.opcode.removesuffix("-start")
             if kind in KINDS and (group := _group_size(each)) != 1:
                 found[kind, group, _bytes(each, kind, group)] += times
-    collectives = [Collective(*key, count) for key, count in found.items()]
-    return tuple(sorted(collectives, key=lambda each: (-each.bytes * each.count, each)))
+    return found
 
 
 def _group_size(instruction: Instruction) -> int:

@@ -17,7 +17,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_CALLED_LISTS = re.compile(r"\b(branch|called)_computations=\{([^}]*)\}")
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -45,13 +45,18 @@ class Instruction:
 
     @cached_property
     def called(self) -> tuple[tuple[str, str], ...]:
-        """(role, computation) of each computation that it calls."""
-        branches = [
-            ("branch", name)
-            for listed in _BRANCHES.findall(self.attributes)
-            for name in _NAME.findall(listed)
+        """(role, computation) of each computation that it calls; the role "branch" for those of which one
+        runs."""
+        named = [
+            ("branch" if role.endswith("e_computation") else role, name)
+            for role, name in _CALLED.findall(self.attributes)
         ]
-        return (*_CALLED.findall(self.attributes), *branches)
+        listed = [
+            (role, name)
+            for role, names in _CALLED_LISTS.findall(self.attributes)
+            for name in _NAME.findall(names)
+        ]
+        return (*named, *listed)
 
 
 Computation = dict[str, Instruction]
@@ -77,10 +82,11 @@ class Program:
                 inside[match[1]] = _instruction(match[1], match[2], line.lstrip().startswith("ROOT "))
         return Program(computations, entry)
 
-    def times_run(self, fusions: bool = True) -> dict[str, int]:
-        """How often each computation runs in one run of the program; all branches of a conditional count.
+    def times_run(self, every_branch: bool = False, fusions: bool = True) -> dict[str, int]:
+        """How often each computation runs in one run of the program; without `fusions`, what is inside of
+        one is left out.
 
-        Without `fusions`, computations inside of one are left out.
+        Of a conditional the shortest branch is taken to run, or else every one.
         """
         times: defaultdict[str, int] = defaultdict(int)
 
@@ -89,12 +95,24 @@ class Program:
             for instruction in self.computations[name].values():
                 if instruction.opcode == "fusion" and not fusions:
                     continue
+                branches = [target for role, target in instruction.called if role == "branch"]
+                if branches and not every_branch:
+                    branches = [min(branches, key=self._length)]
+                for target in branches:
+                    visit(target, factor)
                 for role, target in instruction.called:
-                    if role != "to_apply" or instruction.opcode == "call":
+                    if role in ("body", "condition", "calls", "called"):
                         visit(target, factor * (self._trips(instruction) if role == "body" else 1))
+                    elif role == "to_apply" and instruction.opcode == "call":
+                        visit(target, factor)
 
         visit(self.entry, 1)
         return times
+
+    def _length(self, name: str) -> int:
+        """Instructions of a computation and of those it calls."""
+        inside = self.computations[name].values()
+        return len(inside) + sum(self._length(target) for each in inside for _, target in each.called)
 
     def _trips(self, loop: Instruction) -> int:
         """How often a loop runs: as the compiler notes at it, or the constant that it counts up to from 0."""

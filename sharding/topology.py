@@ -52,7 +52,6 @@ class Chip:
     ici_bandwidth: float  # bytes per second over all interconnect links, both directions together
     vmem_bytes: int
     devices: int  # jax devices in a chip
-    tile_rows: int  # sublanes of the bfloat16 tile that matrix products read weights in
     slices: tuple[str, ...]  # the shapes that are rented, smallest first
 
 
@@ -139,7 +138,6 @@ def tpu_chips() -> Mapping[str, Chip]:
             ici_bandwidth=facts["ici_gb_s"] * 1e9 / facts["devices"],
             vmem_bytes=facts["vmem_mib"] << 20,
             devices=facts["devices"],
-            tile_rows=facts.get("tile_rows", 8),
             slices=tuple(facts["slices"]),
         )
         for generation, facts in chip_facts().items()
@@ -154,13 +152,18 @@ def chip_of(device: jax.Device) -> Chip | None:
 
 
 def _slice_devices(name: str) -> Sequence[jax.Device]:
-    """Devices of a TPU slice that only the compiler knows. The TPU that may be here is left alone."""
+    """Devices of a TPU slice that only the compiler knows.
+
+    The TPU that may be here is left alone: what jax computes in this process, it computes on the CPU.
+    """
     if find_spec("libtpu") is None:
         raise TopologyError(
             f"topology is {name!r}, which needs the TPU compiler: pip install 'radixmesh[tpu-compile]'"
         )
+    import jax
     from jax.experimental import topologies
 
+    jax.config.update("jax_platforms", "cpu")
     for variable, value in _COMPILE_ONLY.items():
         os.environ.setdefault(variable, value)
     devices: Sequence[jax.Device] = topologies.get_topology_desc(name, platform="tpu").devices

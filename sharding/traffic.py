@@ -25,7 +25,10 @@ _COST = re.compile(r'"cost_estimate":(\{[^}]*\})')
 
 
 def hbm_bytes(program: Program) -> float:
-    """Bytes read from HBM and written to it by one run of the program on one device."""
+    """Bytes read from HBM and written to it by one run of the program on one device.
+
+    Of a conditional the shortest branch counts: what else there is, not every run does.
+    """
     return sum(
         times * _moved(program, program.computations[name], instruction)
         for name, times in program.times_run(fusions=False).items()

@@ -14,17 +14,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from ...engine.config import ConfigError
-from ...engine.plan import CompiledStep, Transfer
+from ...engine.batch import SamplingVariant
+from ...engine.config import EngineConfig
+from ...engine.errors import ConfigError
+from ...engine.plan import CompiledStep, LayoutPlan, StepPlan, Transfer
 from ...engine.runner import RunnerCapacity
 from ...sharding.axis import MeshAxis
 from ...sharding.collectives import read_collectives
 from ...sharding.hlo import Program
+from ...sharding.mesh import MeshSpec, make_mesh
 from ...sharding.rules import ShardingRules
+from ...sharding.topology import Topology, TopologyError
 from ...sharding.traffic import hbm_bytes
 from ..models.families.registry import param_table
 from ..models.spec import ModelSpec
 from .attention import attention_for
+from .buckets import Shape, shape_of
 from .decoder import Decoder
 from .forward_batch import Layout
 from .loader import abstract_param
@@ -34,7 +39,7 @@ from .step import lower_step
 
 
 def compile_step(
-    spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: tuple[int, bool],
+    spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: Shape,
     live_tokens: int | None = None,
 ) -> CompiledStep:  # fmt: skip
     """Compile the step of one shape for the devices of `mesh` and report on it.
@@ -42,7 +47,7 @@ def compile_step(
     Args:
         capacity: of one data shard.
         dtypes: of weights and activations, and of the KV pool.
-        shape: tokens of the step, and whether it has every sampling feature; as in the bucket table.
+        shape: one of the bucket table.
         live_tokens: keys that a data shard's rows hold together, for the attention kernel's cost estimate.
 
     Raises ConfigError when it does not fit the devices' memory.
@@ -61,11 +66,43 @@ def compile_step(
         hbm_bytes=hbm_bytes(program),
         flops=cost["flops"],
         transfers=tuple(
-            Transfer(kind=each.kind, devices=each.group_size, bytes=each.bytes, count=each.count)
+            Transfer(
+                kind=each.kind,
+                devices=each.group_size,
+                bytes=each.bytes,
+                count=each.count,
+                always=each.always,
+            )
             for each in read_collectives(program)
         ),
         compile_seconds=seconds,
     )
+
+
+def compile_for_plan(
+    spec: ModelSpec, config: EngineConfig, topology: Topology, layout: LayoutPlan, step: StepPlan
+) -> CompiledStep:
+    """Compile a step of a plan's layout. Raises ConfigError when it does not fit or libtpu is missing."""
+    assert config.page_size and config.max_running_requests and config.chunked_prefill_size
+    try:
+        mesh = make_mesh(topology.devices(), MeshSpec(layout.data, layout.tensor))
+    except TopologyError as error:
+        raise ConfigError(f"{error}; --no-compile plans without it") from error
+    pages = layout.pool_tokens // layout.data // config.page_size
+    capacity = RunnerCapacity(
+        num_pages=pages,
+        page_size=config.page_size,
+        max_running_requests=config.max_running_requests,
+        max_step_tokens=config.chunked_prefill_size,
+        max_page_indices=2 * pages + config.max_running_requests,
+    )
+    if step.kind == "decode":
+        keys = step.tokens * sum(min(step.context, each.window or step.context) for each in spec.layers)
+    else:
+        keys = step.tokens * spec.num_layers
+    dtypes = (config.dtype, config.kv_cache_dtype)
+    shape = shape_of(config.chunked_prefill_size, step.tokens, SamplingVariant.GREEDY)
+    return compile_step(spec, capacity, mesh, dtypes, shape, keys // spec.num_layers)
 
 
 def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
@@ -86,7 +123,7 @@ def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
 
 
 def _lower(
-    spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: tuple[int, bool],
+    spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: Shape,
     live_tokens: int | None,
 ) -> tuple[jax.stages.Lowered, int]:  # fmt: skip
     """The step ready to compile, and the bytes of the KV pool on one device."""

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ...sharding.rules import ShardingRules
+from ...sharding.topology import chip_of
 from .decoder import Attention
 from .forward_batch import ForwardBatch, Layout
 from .pages import DeviceState, state_specs
@@ -33,7 +34,8 @@ def lower_step(
     rows = rules.sharding(mesh, ("rows",))
     packed = jax.ShapeDtypeStruct((mesh.shape["data"], layout.size), jnp.int32, sharding=rows)
     step = make_step(definition, weights, layout, mesh, rules, attend)
-    return jax.jit(step, donate_argnums=1).lower(weights, state, packed)
+    options = _compiler_options(mesh.devices.flat[0])
+    return jax.jit(step, donate_argnums=1, compiler_options=options).lower(weights, state, packed)
 
 
 def make_step(
@@ -69,6 +71,18 @@ def make_step(
         out_specs=(states, rows),
         check_vma=False,  # Pallas kernels do not say over which axes their results vary
     )
+
+
+def _compiler_options(device: jax.Device) -> dict[str, str]:
+    """What XLA has to be told for steps on such devices.
+
+    On TPU7x matrix products prefer tiles of 16 rows of bfloat16 while parameters come in tiles of 8: left
+    to itself, the compiler copies the stacked weights of all layers in every step.
+    """
+    chip = chip_of(device)
+    if chip is None or chip.generation != "tpu7x":
+        return {}
+    return {"xla_tpu_control_large_2nd_minor_layout_for_x16": "false"}
 
 
 def _token_ids(batch: ForwardBatch, slots: jax.Array) -> jax.Array:

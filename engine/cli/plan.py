@@ -85,17 +85,21 @@ def _name(step: StepPlan) -> str:
 
 def _transfers(step: StepPlan) -> str:
     found = step.compiled.transfers if step.compiled else step.transfers
-    told = [f"{each.count} {each.kind} of {_size(each.bytes)} over {each.devices} devices" for each in found]
+    told = [
+        f"{each.count} {each.kind} of {_size(each.bytes)} over {each.devices} devices"
+        + ("" if each.always else " if rows sample")
+        for each in found
+    ]
     return ", ".join(told) or "no transfers between devices"
 
 
 def _compiled(step: StepPlan) -> str:
     if (found := step.compiled) is None:
         return ""
+    pool = "KV pool updated in place" if found.pool_aliased else "KV pool COPIED"
     return (
-        f"; compiled in {found.compile_seconds:.1f} s, temporaries {_size(found.temp_bytes)}, code"
-        f" {_size(found.code_bytes)}, {found.hbm_bytes / 1e9:.2f} GB moved,"
-        f" {_ms(found.seconds)} ms by the compiler's estimate"
+        f"; compiled in {found.compile_seconds:.1f} s: {_size(found.temp_bytes)} of temporaries,"
+        f" {_size(found.code_bytes)} of code, {pool}, {found.hbm_bytes / 1e9:.2f} GB of HBM moved"
     )
 
 

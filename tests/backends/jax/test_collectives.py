@@ -17,6 +17,7 @@ from radixmesh.backends.jax.step import lower_step
 from radixmesh.backends.models.families.registry import param_table
 from radixmesh.backends.models.spec import LayerSpec, ModelSpec
 from radixmesh.engine.runner import RunnerCapacity
+from radixmesh.kernels.paged_attention.xla import ragged_paged_attention
 from radixmesh.sharding.axis import MeshAxis
 from radixmesh.sharding.mesh import MeshSpec, make_mesh
 from radixmesh.sharding.rules import ShardingRules
@@ -39,7 +40,8 @@ def compiled_step(mesh_spec: MeshSpec, full: bool) -> jax.stages.Compiled:
     tensor = MeshAxis("tensor", mesh_spec.tensor)
     definition, weights = nnx.split(Decoder(SPEC, params, arrays, tensor))
     state = state_shapes(partition(SPEC, tensor.size), dtype, CAPACITY, mesh, rules)
-    return lower_step(definition, weights, state, Layout(TOKENS, full, CAPACITY), mesh, rules).compile()
+    layout = Layout(TOKENS, full, CAPACITY)
+    return lower_step(definition, weights, state, layout, mesh, rules, ragged_paged_attention).compile()
 
 
 def collectives(step: jax.stages.Compiled) -> dict[str, Counter[str]]:
