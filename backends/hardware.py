@@ -27,7 +27,8 @@ class Hardware:
 
     `memory_bytes` and `free_bytes` are the host's, never more than its control group may use. The
     `device_` fields are those of a single accelerator. `driver` is the kernel driver's version, or libtpu's
-    on a TPU; without one no framework can reach the accelerator.
+    on a TPU; without one no framework can reach the accelerator. A `torch` whose version ends in "+cpu"
+    can reach no GPU.
     """
 
     platform: Literal["cpu", "tpu", "cuda", "rocm"]
@@ -39,6 +40,7 @@ class Hardware:
     device_memory_bytes: int | None = None
     device_bandwidth: int | None = None  # bytes per second
     driver: str | None = None
+    torch: str | None = None  # version of the installed PyTorch
     reason: str  # how it was found
 
 
@@ -56,6 +58,7 @@ def detect(root: Path = Path("/"), env: Mapping[str, str] = os.environ) -> Hardw
         cores=_cores(root),
         memory_bytes=memory,
         free_bytes=free,
+        torch=_installed("torch"),
         reason="no TPU on the PCI bus, no /dev/nvidia*, no AMD GPU in /sys/class/kfd",
     )
     if env.get("JAX_PLATFORMS", "").strip().lower() == "cpu":
@@ -150,10 +153,6 @@ def _find_tpu(root: Path, host: Hardware) -> Hardware | None:
     if not found or not nodes:  # a chip without its node is not given to this container
         return None
     chip, count = found[0], min(len(found), len(nodes))
-    try:
-        driver = version("libtpu")
-    except PackageNotFoundError:
-        driver = None
     return replace(
         host,
         platform="tpu",
@@ -161,7 +160,7 @@ def _find_tpu(root: Path, host: Hardware) -> Hardware | None:
         count=count,
         device_memory_bytes=chip["hbm_gib"] * GIB,
         device_bandwidth=chip["bandwidth_gb_s"] * 10**9,
-        driver=driver,
+        driver=_installed("libtpu"),
         reason=f"{count} chips on the PCI bus with device nodes",
     )
 
@@ -240,6 +239,14 @@ def _find_amd(root: Path, host: Hardware) -> Hardware | None:
         driver=_read(root / "sys/module/amdgpu/version") or None,
         reason=f"/sys/class/kfd lists {len(gpus)}",
     )
+
+
+def _installed(package: str) -> str | None:
+    """The version of an installed package, found without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _read(path: Path) -> str:

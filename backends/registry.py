@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from ..engine.config import EngineConfig
+from ..engine.config import Choice, EngineConfig
+from ..engine.errors import ConfigError
 from ..engine.runner import Backend, ModelInfo, ModelRunner
+from .hardware import Hardware
 
 
 def backend_for(config: EngineConfig) -> Backend:
@@ -12,7 +14,7 @@ def backend_for(config: EngineConfig) -> Backend:
         from .fake.backend import FAKE_BACKEND
 
         return FAKE_BACKEND
-    return Backend(describe_model, create_jax_runner)
+    return Backend(describe_model, create_runner)
 
 
 def describe_model(config: EngineConfig) -> ModelInfo:
@@ -23,12 +25,24 @@ def describe_model(config: EngineConfig) -> ModelInfo:
     return describe(config, find_model(config))
 
 
-def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
-    """Resolve what is left to choose, load the weights and build the JAX runner. Nothing is compiled yet."""
+def create_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
+    """Resolve what is left to choose, load the weights and build the runner. Nothing is compiled yet."""
+    from .hardware import detect
+    from .resolve import resolve
+
+    hardware = detect()
+    config, choices = resolve(config, info, hardware)
+    create = create_torch_runner if config.backend == "torch" else create_jax_runner
+    return create(config, info, hardware, choices)
+
+
+def create_jax_runner(
+    config: EngineConfig, info: ModelInfo, hardware: Hardware, choices: tuple[Choice, ...]
+) -> ModelRunner:
+    """The JAX runner, its weights loaded. `config` is resolved."""
     import jax.numpy as jnp
 
     from ..sharding.rules import ShardingRules
-    from .hardware import detect
     from .jax.devices import mesh_for
     from .jax.loader import load_params
     from .jax.partition import partition
@@ -38,10 +52,8 @@ def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
     from .models.families.registry import param_table
     from .models.source import source_of
     from .models.weights import dummy_params, iterate_params
-    from .resolve import jax_device, resolve
+    from .resolve import jax_device
 
-    hardware = detect()
-    config, choices = resolve(config, info, hardware)
     cache = use_compilation_cache(config, compiled_folder(config))
     source = source_of(info)
     spec = read_spec(source)
@@ -59,6 +71,42 @@ def create_jax_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
     dtype = jnp.dtype(config.dtype)
     arrays = load_params(weights, params, spec.num_layers, dtype, mesh, rules)
     return JaxRunner(config, info, spec, params, arrays, mesh, rules, (*choices, cache))
+
+
+def create_torch_runner(
+    config: EngineConfig, info: ModelInfo, hardware: Hardware, choices: tuple[Choice, ...]
+) -> ModelRunner:
+    """The PyTorch runner, its weights loaded. `config` is resolved."""
+    import torch
+
+    from .models.checkpoint import open_checkpoint
+    from .models.describe import read_spec
+    from .models.families.registry import param_table
+    from .models.source import source_of
+    from .models.weights import iterate_params
+    from .resolve import torch_device
+    from .torch_cuda.loader import dummy_weights, load_weights
+    from .torch_cuda.runner import TorchRunner
+
+    device = torch.device("cpu")
+    if torch_device(hardware) == "gpu":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"{hardware.kind} is here, but torch {hardware.torch} cannot use it (driver"
+                f" {hardware.driver}); accepted is a build of PyTorch for that driver, or backend=jax"
+            )
+        device = torch.device("cuda", torch.cuda.current_device())
+    source = source_of(info)
+    spec = read_spec(source)
+    params = param_table(spec)
+    dtype = getattr(torch, config.dtype)
+    if config.load_format == "dummy":
+        weights = dummy_weights(spec, params, config.random_seed or 0, dtype, device)
+    else:
+        weights = load_weights(
+            spec, params, iterate_params(spec, params, open_checkpoint(source)), dtype, device
+        )
+    return TorchRunner(config, info, spec, weights, device, choices)
 
 
 def compiled_folder(config: EngineConfig) -> Path:

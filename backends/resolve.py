@@ -14,7 +14,7 @@ from .hardware import Hardware
 
 MAX_PAGE_SIZE = 256  # tokens; larger pages share next to no prefix
 
-Device = Literal["cpu", "tpu"]  # where the model will run, which need not be the best that is here
+Device = Literal["cpu", "tpu", "gpu"]  # where the model will run, which need not be the best that is here
 
 
 def resolve(
@@ -44,29 +44,57 @@ def resolve(
     return resolved, choices
 
 
-def jax_device(hardware: Hardware) -> Device:
-    """What jax will run on: a TPU needs its library, and GPUs are not served yet."""
+def jax_device(hardware: Hardware) -> Literal["cpu", "tpu"]:
+    """What jax will run on: a TPU needs its library, and GPUs are torch's."""
     return "tpu" if hardware.platform == "tpu" and hardware.driver is not None else "cpu"
+
+
+def torch_device(hardware: Hardware) -> Literal["cpu", "gpu"]:
+    """What torch will run on: a GPU needs a build of PyTorch for it."""
+    built = hardware.torch is not None and not hardware.torch.endswith("+cpu")
+    return "gpu" if hardware.platform in ("cuda", "rocm") and built else "cpu"
 
 
 def _backend(config: EngineConfig, hardware: Hardware) -> tuple[Choice, Device]:
     """The backend, and the device that it will run on."""
-    seen = f"{hardware.count} x {hardware.kind}" if hardware.platform != "cpu" else hardware.kind
     if config.backend == "fake":
         return Choice("backend", "fake", "as asked"), "cpu"
     if config.backend == "jax":
         return Choice("backend", "jax", "as asked"), jax_device(hardware)
+    if config.backend == "torch":
+        return _asked_torch(hardware)
+    seen = f"{hardware.count} x {hardware.kind}" if hardware.platform != "cpu" else hardware.kind
     if jax_device(hardware) == "tpu":
         return Choice("backend", "jax", f"{seen} is here ({hardware.reason})"), "tpu"
+    if torch_device(hardware) == "gpu":
+        return Choice("backend", "torch", f"{seen} is here ({hardware.reason})"), "gpu"
     if hardware.platform == "tpu":
         reason = f"{seen} is here, but the package libtpu is not, so jax runs on the CPU; install jax[tpu]"
     elif hardware.platform == "cpu":
         reason = f"only a CPU is here, {seen} ({hardware.reason})"
     else:
-        reason = (
-            f"{seen} is here ({hardware.reason}), but there is no GPU backend yet, so jax runs on the CPU"
-        )
+        reason = f"{seen} is here, but {_no_gpu_torch(hardware)}, so jax runs on the CPU"
     return Choice("backend", "jax", reason), "cpu"
+
+
+def _asked_torch(hardware: Hardware) -> tuple[Choice, Device]:
+    if hardware.torch is None:
+        raise ConfigError(
+            "backend is torch, but the package torch is not installed; accepted is jax, or torch after"
+            " pip install 'radixmesh[torch]'"
+        )
+    device = torch_device(hardware)
+    reason = "as asked"
+    if device == "cpu":
+        missing = "no GPU is here" if hardware.platform in ("cpu", "tpu") else _no_gpu_torch(hardware)
+        reason = f"as asked; {missing}, so it runs on the CPU"
+    return Choice("backend", "torch", reason), device
+
+
+def _no_gpu_torch(hardware: Hardware) -> str:
+    if hardware.torch is None:
+        return "the package torch is not"
+    return f"torch {hardware.torch} is a build for CPUs"
 
 
 def _dtype(config: EngineConfig, device: Device) -> Choice:
@@ -74,7 +102,9 @@ def _dtype(config: EngineConfig, device: Device) -> Choice:
         return Choice("dtype", config.dtype, "as asked")
     if device == "tpu":
         return Choice("dtype", "bfloat16", "the TPU's matrix units take bfloat16")
-    reason = "XLA's CPU path for bfloat16 is slower than float32, and float32 equals the reference"
+    if device == "gpu":
+        return Choice("dtype", "bfloat16", "the GPU's matrix units take bfloat16, and it halves what is read")
+    reason = "a CPU's bfloat16 is slower than its float32, and float32 equals the reference"
     return Choice("dtype", "float32", reason)
 
 
@@ -104,6 +134,8 @@ def _page_size(config: EngineConfig, device: Device) -> Choice:
         return Choice("page_size", asked, "as asked")
     if device == "tpu":
         return Choice("page_size", 64, "a page is one copy from HBM, and longer copies use its bandwidth")
+    if device == "gpu":
+        return Choice("page_size", 64, "longer reads use the memory's bandwidth, and page tables stay short")
     reason = "small pages share more of a prefix, and a CPU gains nothing from larger ones"
     return Choice("page_size", 16, reason)
 
@@ -118,6 +150,10 @@ def _step_sizes(config: EngineConfig, device: Device) -> tuple[Choice, Choice]:
         )
     if device == "tpu":
         auto_chunk, auto_rows = 2048, 256
+        why_chunk = "enough tokens in a step to keep the matrix units busy"
+        why_rows = "decode is bound by reading weights until about this many rows share them"
+    elif device == "gpu":
+        auto_chunk, auto_rows = 8192, 256
         why_chunk = "enough tokens in a step to keep the matrix units busy"
         why_rows = "decode is bound by reading weights until about this many rows share them"
     else:
@@ -145,6 +181,12 @@ def _mem_fraction_static(config: EngineConfig, device: Device) -> Choice:
     if device == "tpu":
         return Choice(
             "mem_fraction_static", 0.9, "the TPU's memory is the engine's alone; a step needs the rest"
+        )
+    if device == "gpu":
+        return Choice(
+            "mem_fraction_static",
+            0.9,
+            "the GPU's memory is the engine's alone; steps and graphs need the rest",
         )
     return Choice("mem_fraction_static", 0.6, "the host's memory is shared with every other process")
 

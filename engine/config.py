@@ -50,7 +50,7 @@ class EngineConfig:
     sampling_defaults: Literal["model", "openai"] = option(
         "model", "defaults of unset sampling parameters: the model's generation_config.json, or OpenAI's"
     )
-    backend: Literal["auto", "jax", "fake"] = option("auto", "what runs the model")
+    backend: Literal["auto", "jax", "torch", "fake"] = option("auto", "what runs the model")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "dtype of weights and activations")
     kv_cache_dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "dtype of the KV pool")
     context_length: int | None = option(None, "longest prompt plus output, in tokens; default: the model's")

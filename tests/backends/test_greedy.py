@@ -109,7 +109,7 @@ def ask(oracle: Any, ids: list[int]) -> Case:
     return Case(ids, out.sequences[0, len(ids) :].tolist(), (top[:, 0] - top[:, 1]).tolist())
 
 
-@pytest.fixture(scope="module", params=["jax"])
+@pytest.fixture(scope="module", params=["jax", "torch"])
 def served(request: pytest.FixtureRequest, model: str, cases: list[Case]) -> Iterator[Served]:
     config = EngineConfig(
         model_path=model, backend=request.param, page_size=PAGE, chunked_prefill_size=512,

@@ -1,6 +1,7 @@
 """detect() on made-up machines: each test writes the files that the kernel of such a machine shows."""
 
 import stat
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -47,6 +48,7 @@ def add_nvidia_smi(root: Path, script: str) -> None:
 
 
 def test_cpu_machine(root: Path) -> None:
+    torch = metadata.version("torch")  # the one fact that is not under `root`
     assert detect(root, NO_ENV) == Hardware(
         platform="cpu",
         kind="AMD EPYC 9R14",
@@ -54,6 +56,7 @@ def test_cpu_machine(root: Path) -> None:
         cores=4,
         memory_bytes=32 * GIB,
         free_bytes=24 * GIB,
+        torch=torch,
         reason="no TPU on the PCI bus, no /dev/nvidia*, no AMD GPU in /sys/class/kfd",
     )
 

@@ -29,7 +29,7 @@ ROCM = replace(CPU, platform="rocm", kind="AMD GPU gfx942", count=8, driver="6.1
 INFO = ModelInfo(
     name="tiny", path="/models/tiny", vocab_size=256, context_length=2048, eos_token_ids=frozenset({0})
 )
-NO_GPU_BACKEND = "but there is no GPU backend yet, so jax runs on the CPU"
+GPUS = (replace(CUDA, torch="2.11.0+cu130"), replace(ROCM, torch="2.11.0+rocm7.0"))
 RESOLVED = (
     "backend",
     "dtype",
@@ -76,12 +76,48 @@ def test_resolving_twice_changes_nothing() -> None:
             replace(TPU, driver=None),
             "4 x TPU v5e is here, but the package libtpu is not, so jax runs on the CPU; install jax[tpu]",
         ),
-        (CUDA, f"1 x NVIDIA H100 is here (nvidia-smi lists 1), {NO_GPU_BACKEND}"),
-        (ROCM, f"8 x AMD GPU gfx942 is here (/sys lists 8), {NO_GPU_BACKEND}"),
+        (CUDA, "1 x NVIDIA H100 is here, but the package torch is not, so jax runs on the CPU"),
+        (
+            replace(ROCM, torch="2.13.0+cpu"),
+            "8 x AMD GPU gfx942 is here, but torch 2.13.0+cpu is a build for CPUs, so jax runs on the CPU",
+        ),
     ],
 )
 def test_backend_auto(hardware: Hardware, reason: str) -> None:
     assert choose(hardware)["backend"] == Choice("backend", "jax", reason)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "reason"),
+    [
+        (GPUS[0], "1 x NVIDIA H100 is here (nvidia-smi lists 1)"),
+        (GPUS[1], "8 x AMD GPU gfx942 is here (/sys lists 8)"),
+    ],
+)
+def test_backend_auto_on_a_gpu(hardware: Hardware, reason: str) -> None:
+    assert choose(hardware)["backend"] == Choice("backend", "torch", reason)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "reason"),
+    [
+        (GPUS[0], "as asked"),
+        (replace(CPU, torch="2.13.0+cpu"), "as asked; no GPU is here, so it runs on the CPU"),
+        (
+            replace(CUDA, torch="2.13.0+cpu"),
+            "as asked; torch 2.13.0+cpu is a build for CPUs, so it runs on the CPU",
+        ),
+    ],
+)
+def test_torch_as_asked(hardware: Hardware, reason: str) -> None:
+    chosen = choose(hardware, backend="torch")
+    assert chosen["backend"] == Choice("backend", "torch", reason)
+    assert chosen["dtype"].value == ("float32" if "CPU" in reason else "bfloat16")
+
+
+def test_torch_without_its_package_is_refused() -> None:
+    with pytest.raises(ConfigError, match="backend is torch, but the package torch is not installed"):
+        choose(CPU, backend="torch")
 
 
 @pytest.mark.parametrize("backend", ["jax", "fake"])
@@ -102,6 +138,22 @@ def test_automatic_values_on_a_cpu() -> None:
             "max_running_requests": 64,
             "mem_fraction_static": 0.6,
         }
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("hardware", GPUS)
+def test_automatic_values_on_a_gpu(hardware: Hardware, backend: str) -> None:
+    values = {name: choice.value for name, choice in choose(hardware, backend=backend).items()}
+    assert values == {
+        "backend": "torch",
+        "dtype": "bfloat16",
+        "kv_cache_dtype": "bfloat16",
+        "context_length": 2048,
+        "page_size": 64,
+        "chunked_prefill_size": 8192,
+        "max_running_requests": 256,
+        "mem_fraction_static": 0.9,
+    }
 
 
 @pytest.mark.parametrize("backend", ["auto", "jax"])

@@ -17,7 +17,7 @@ import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.backends.fake.runner import FakeRunner
-from radixmesh.backends.registry import create_jax_runner, describe_model
+from radixmesh.backends.registry import create_runner, describe_model
 from radixmesh.engine.batch import SamplingArrays, SamplingVariant, ScheduleBatch, StepTokens
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.request import MAX_TOP_LOGPROBS, Request, SamplingParams
@@ -48,7 +48,7 @@ def fake_case() -> Case:
     return Case(lambda: FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997), 997, oracle, (None, 5))
 
 
-def tiny_case(name: str, backend: Literal["jax"]) -> Case:
+def tiny_case(name: str, backend: Literal["jax", "torch"]) -> Case:
     """A tiny random model on the CPU; its oracle is transformers without a cache."""
     folder = TemporaryDirectory()
     model = save_tiny_model(name, Path(folder.name))
@@ -59,7 +59,7 @@ def tiny_case(name: str, backend: Literal["jax"]) -> Case:
             max_running_requests=6, chunked_prefill_size=32,
         )  # fmt: skip
         with folder:
-            return create_jax_runner(config, describe_model(config))
+            return create_runner(config, describe_model(config))
 
     def oracle(prompt: Sequence[int], count: int, seed: int | None) -> list[int]:
         tokens = list(prompt)
@@ -73,6 +73,7 @@ def tiny_case(name: str, backend: Literal["jax"]) -> Case:
 RUNNERS: dict[str, Callable[[], Case]] = {
     "fake": fake_case,
     "jax": lambda: tiny_case("gemma3", "jax"),
+    "torch": lambda: tiny_case("gemma3", "torch"),
 }
 
 

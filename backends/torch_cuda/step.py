@@ -1,0 +1,43 @@
+"""One whole engine step on the device: embedding to token slots, nothing left to the host."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...engine.batch import SamplingVariant
+from .decoder import Decoder
+from .forward_batch import ForwardBatch
+from .operations import Operations
+from .pages import DeviceState
+from .sampler import Sampled, sample
+
+
+class Step(NamedTuple):
+    """What a step needs beside its batch. Eager steps and captured graphs run the same two methods."""
+
+    decoder: Decoder
+    state: DeviceState
+    operations: Operations
+
+    def hidden(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states [L, embed] at the wanted positions. Fills KV pages and their token ids."""
+        slots, page_tokens = self.state.slots, self.state.page_tokens
+        ids = batch.token_ids
+        # negative ids stand for what the step before sampled into a slot
+        tokens = torch.where(ids < 0, slots[(-1 - ids).clamp(min=0)], ids)
+        page_tokens[batch.rows.kv_slots] = tokens
+        hidden = self.decoder.hidden(tokens, batch, self.state.kv_pages)
+        everything = len(batch.logits_positions) == len(tokens)  # as in decode
+        return hidden if everything else hidden[batch.logits_positions]
+
+    def sample(self, hidden: Tensor, batch: ForwardBatch, variant: SamplingVariant) -> Sampled:
+        """Sample from hidden states [L, embed] into the slots, and return what was sampled."""
+        state = self.state
+        page_size = state.kv_pages.shape[2]
+        logits = self.decoder.logits(hidden)
+        sampled = sample(
+            logits, batch, state.page_tokens.view(-1, page_size), variant, self.operations.choose_tokens
+        )
+        state.slots[batch.slots] = sampled["token_ids"]
+        return sampled
