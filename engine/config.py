@@ -68,6 +68,7 @@ class EngineConfig:
     radix_eviction_policy: Literal["lru", "lfu"] = option("lru", "which cached prefix goes first")
     disable_radix_cache: bool = option(False, "share no prefixes between requests")
     disable_overlap_schedule: bool = option(False, "wait for each step before scheduling the next")
+    strict_kernels: bool = option(False, "fail where a GPU kernel does not compile; else PyTorch runs it")
     tp_size: int = option(1, "tensor parallel devices")
     dp_size: int = option(1, "data parallel groups")
     random_seed: int | None = option(None, "seed for requests that bring none; default: a new one each start")

@@ -88,7 +88,7 @@ class Decoder:
             q, k, v, self._rope[layer.rope], batch.positions, kv_pages, batch.rows.kv_slots,
             first_page=first_page, norms=norms,
         )  # fmt: skip
-        attended = operations.attention(
+        attended = operations.ragged_paged_attention(
             q, kv_pages, batch.rows, first_page=first_page, scale=spec.attention_scale,
             window=layer.window, soft_cap=spec.attention_soft_cap,
         )  # fmt: skip

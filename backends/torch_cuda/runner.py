@@ -1,21 +1,26 @@
 """The PyTorch model runner: plans in, tokens out, on an NVIDIA or AMD GPU or on the CPU."""
 
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...engine.batch import ScheduleBatch, StepTokens
+from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
-from ...engine.runner import ModelInfo
+from ...engine.runner import ModelInfo, RunnerCapacity
 from ..models.spec import ModelSpec
 from .decoder import Decoder
 from .forward_batch import Layout, pack_pinned
+from .graphs import DecodeGraphs
 from .loader import Weights
 from .operations import operations_for
-from .pages import capacity_of, choose_pool, empty_state
+from .pages import GIB, capacity_of, choose_pool, empty_state, free_memory
 from .sampler import Sampled
 from .step import Step
+from .warm_batches import chunks_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +47,54 @@ class TorchRunner:
         self.choices: tuple[Choice, ...] = (*choices, pool)
         self.capacity = capacity_of(config, int(str(pool.value)))
         self._device = device
-        operations = operations_for(device)
+        self._context_length = info.context_length
+        operations = operations_for(device, config.strict_kernels)
         decoder = Decoder(spec, weights, info.context_length, operations)
         state = empty_state(spec, getattr(torch, config.kv_cache_dtype), self.capacity, device)
         self._step: Step | None = Step(decoder, state, operations)
+        self._graphs: DecodeGraphs | None = None
 
+    @torch.inference_mode()
     def warmup(self) -> None:
-        """Nothing to compile on a CPU."""
+        """Compile every kernel and capture the decode graphs. A CPU has neither."""
+        if self._device.type == "cpu":
+            return
+        assert self._step is not None
+        started = time.monotonic()
+        for batch in _warm_batches(self.capacity, self._context_length):
+            self.forward(batch).result()
+        if fallen_back := self._step.operations.fallen_back:
+            print(f"no decode graphs, because PyTorch runs {', '.join(fallen_back)}", file=sys.stderr)
+            return
+        graphs = DecodeGraphs(self._step, self.capacity, self._device)
+        graphs.capture()
+        self._graphs = graphs
+        print(
+            f"captured {len(graphs)} decode graphs in {time.monotonic() - started:.1f} s;"
+            f" {free_memory(self._device) / GIB:.1f} GiB of GPU memory stay free",
+            file=sys.stderr,
+        )
 
     @torch.inference_mode()
     def forward(self, batch: ScheduleBatch) -> _Pending:
-        """Launch a step."""
+        """Launch a step: decode rows alone as a captured graph, anything else kernel by kernel."""
         assert self._step is not None, "the runner is closed"
+        count, hidden = len(batch.logits_rows), None
+        if self._graphs is not None and self._graphs.fits(batch):
+            hidden, sampled = self._graphs.replay(batch)
+            if batch.variant != SamplingVariant.FULL:
+                return self._pending(sampled, count)
+            hidden = hidden[:count]
         layout = Layout.exact(batch, self.capacity)
         packed = pack_pinned(layout, batch, self._device).to(self._device, non_blocking=True)
         on_device = layout.unpack(packed)
-        sampled = self._step.sample(self._step.hidden(on_device), on_device, batch.variant)
-        return self._pending(sampled, len(batch.sampled))
+        if hidden is None:
+            hidden = self._step.hidden(on_device)
+        return self._pending(self._step.sample(hidden, on_device, batch.variant), count)
 
     def close(self) -> None:
-        """Drop weights and pool."""
-        self._step = None
+        """Drop weights, pool and graphs."""
+        self._step = self._graphs = None
 
     def _pending(self, sampled: Sampled, count: int) -> _Pending:
         """Copy to the host what was sampled, without waiting for it."""
@@ -77,3 +109,17 @@ class TorchRunner:
         done = torch.cuda.Event()
         done.record()
         return _Pending(host, done)
+
+
+def _warm_batches(capacity: RunnerCapacity, context_length: int) -> Iterator[ScheduleBatch]:
+    """Steps without graphs that between them need every kernel: one long prompt, and many short ones."""
+    tokens = min(capacity.max_step_tokens, capacity.num_pages * capacity.page_size)
+    yield chunks_batch([min(tokens, context_length)], capacity)
+    rows = min(16, capacity.max_running_requests)
+    while True:
+        length = max(min(tokens // rows, capacity.page_size), 1)
+        for variant in SamplingVariant:
+            yield chunks_batch([length] * rows, capacity, variant)
+        if rows == capacity.max_running_requests:
+            return
+        rows = min(rows * 4, capacity.max_running_requests)

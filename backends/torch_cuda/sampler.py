@@ -1,14 +1,13 @@
 """From logits to tokens on the device. The choosing itself is an operation; here are penalties,
 biases and logprobs, which few requests ask for."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ...engine.batch import SamplingVariant
 from ...engine.request import MAX_TOP_LOGPROBS
 from .forward_batch import ForwardBatch
+from .operations import Operations
 
 Sampled = dict[str, Tensor]  # by the names of `StepTokens`
 
@@ -18,18 +17,18 @@ def sample(
     batch: ForwardBatch,
     page_tokens: Tensor,
     variant: SamplingVariant,
-    choose_tokens: Callable[..., Tensor],
+    operations: Operations,
 ) -> Sampled:
     """Token ids [L] int32 and, for FULL, logprobs of logits [L, vocab].
 
     page_tokens: [pages, page_size] the token ids behind the KV pool.
     """
     if variant == SamplingVariant.GREEDY:
-        return {"token_ids": logits.argmax(-1).int()}
+        return {"token_ids": operations.greedy(logits)}
     logits = logits.float()
     sampling = batch.sampling
     shaped = _reshape(logits, batch, page_tokens) if variant == SamplingVariant.FULL else logits
-    token_ids = choose_tokens(
+    token_ids = operations.choose_tokens(
         shaped, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seeds,
         sampling.indices,
     )  # fmt: skip

@@ -36,8 +36,6 @@ class Step(NamedTuple):
         state = self.state
         page_size = state.kv_pages.shape[2]
         logits = self.decoder.logits(hidden)
-        sampled = sample(
-            logits, batch, state.page_tokens.view(-1, page_size), variant, self.operations.choose_tokens
-        )
+        sampled = sample(logits, batch, state.page_tokens.view(-1, page_size), variant, self.operations)
         state.slots[batch.slots] = sampled["token_ids"]
         return sampled

@@ -13,6 +13,11 @@ _WORD = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: spreads small numbers over all words
 
 
+def greedy(logits: Tensor) -> Tensor:
+    """The likeliest token of each row, the first of equals: [rows, vocab] to int32 [rows]."""
+    return logits.argmax(-1).int()
+
+
 def choose_tokens(
     logits: Tensor,
     temperature: Tensor,

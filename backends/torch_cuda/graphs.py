@@ -1,0 +1,99 @@
+"""Decode steps as captured CUDA graphs: the host launches one graph, not hundreds of kernels.
+
+One graph for each bucket of rows and each sampling variant that it can hold; all draw on one memory
+pool. What changes from step to step lies in one array that every step is copied into; what a graph
+hands out is overwritten by the next.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...engine.batch import SamplingVariant, ScheduleBatch
+from ...engine.runner import RunnerCapacity
+from .forward_batch import Layout, pack_pinned
+from .sampler import Sampled
+from .step import Step
+from .warm_batches import chunks_batch
+
+_CAPTURED = (SamplingVariant.GREEDY, SamplingVariant.SAMPLE)
+
+
+class _Graph(NamedTuple):
+    """A captured step, and where it leaves its results."""
+
+    layout: Layout
+    graph: torch.cuda.CUDAGraph
+    hidden: Tensor  # [bucket, embed]
+    sampled: Sampled
+
+
+def decode_buckets(max_rows: int) -> tuple[int, ...]:
+    """Rows that graphs are captured for: 1, 2, 4, multiples of 8, and from 32 on four sizes an octave."""
+    sizes = [1, 2, 4, 8]
+    while sizes[-1] < max_rows:
+        sizes.append(sizes[-1] + max(8, 1 << sizes[-1].bit_length() - 3))
+    return (*(size for size in sizes if size < max_rows), max_rows)
+
+
+class DecodeGraphs:
+    """The captured graphs of a runner on a GPU."""
+
+    def __init__(self, step: Step, capacity: RunnerCapacity, device: torch.device) -> None:
+        self._step, self._capacity, self._device = step, capacity, device
+        self._buckets = decode_buckets(capacity.max_running_requests)
+        largest = Layout.decode(self._buckets[-1], _CAPTURED[-1], capacity)
+        self._packed = torch.zeros(largest.size(), dtype=torch.int32, device=device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[tuple[int, SamplingVariant], _Graph] = {}
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def capture(self) -> None:
+        """Capture all, the largest first, so that the smaller ones find their memory in the pool. Each step
+        runs once before, which compiles its kernels."""
+        keys = [(bucket, variant) for bucket in reversed(self._buckets) for variant in reversed(_CAPTURED)]
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for key in tqdm(keys, desc="capturing", unit="graph", leave=False, dynamic_ncols=True):
+                self._graphs[key] = self._capture(*key)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    def fits(self, batch: ScheduleBatch) -> bool:
+        """Whether the step is one of decode rows alone."""
+        return batch.num_decode_rows == batch.num_tokens
+
+    def replay(self, batch: ScheduleBatch) -> tuple[Tensor, Sampled]:
+        """Launch a step. Returns its hidden states and what was sampled, with the bucket's rows; both are
+        overwritten by the next step. For a variant that is not captured what was sampled is not to be
+        used, and neither are the slots."""
+        bucket = next(size for size in self._buckets if size >= batch.num_tokens)
+        captured = batch.variant if batch.variant in _CAPTURED else SamplingVariant.GREEDY
+        found = self._graphs[bucket, captured]
+        self._fill(found.layout, batch)
+        found.graph.replay()
+        return found.hidden, found.sampled
+
+    def _fill(self, layout: Layout, batch: ScheduleBatch) -> None:
+        packed = pack_pinned(layout, batch, self._device)
+        self._packed[: len(packed)].copy_(packed, non_blocking=True)
+
+    def _capture(self, bucket: int, variant: SamplingVariant) -> _Graph:
+        layout = Layout.decode(bucket, variant, self._capacity)
+        batch = layout.unpack(self._packed[: layout.size()])
+        self._fill(layout, chunks_batch([], self._capacity))
+        self._step.sample(self._step.hidden(batch), batch, variant)
+        torch.cuda.synchronize(self._device)
+        # not torch.cuda.graph(), which may collect Python's garbage before each of many captures
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool)
+        try:
+            hidden = self._step.hidden(batch)
+            sampled = self._step.sample(hidden, batch, variant)
+        finally:
+            graph.capture_end()
+        return _Graph(layout, graph, hidden, sampled)
