@@ -7,12 +7,13 @@ import struct
 from typing import Any, Literal
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from ...engine.errors import ModelError
 from ...engine.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from .rope import inverse_frequencies
 from .spec import RopeSpec
+
+_F32, _F16 = 0, 1  # ggml's numbers of tensor types
 
 
 class GgufFields:
@@ -128,9 +129,9 @@ def _rope_of_factors(fields: GgufFields, base: float, head_dim: int) -> RopeSpec
 def gguf_dtype(header: GgufHeader) -> str:
     """The dtype that stands for the file's matrices: float32, float16, else (quantized too) bfloat16."""
     kinds = {t.type_id for t in header.tensors.values() if len(t.shape) > 1}
-    if kinds == {GGMLQuantizationType.F32}:
+    if kinds == {_F32}:
         return "float32"
-    return "float16" if GGMLQuantizationType.F16 in kinds and len(kinds) == 1 else "bfloat16"
+    return "float16" if kinds == {_F16} else "bfloat16"
 
 
 def without_weights(header: GgufHeader) -> bytes:
@@ -168,6 +169,8 @@ class GgufCheckpoint:
 
 def read_tensor(header: GgufHeader, tensor: GgufTensor) -> np.ndarray:
     """One tensor as float32, in numpy's axis order; unquantized float32 stays mapped."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
     try:
         kind = GGMLQuantizationType(tensor.type_id)
         block, size = GGML_QUANT_SIZES[kind]
@@ -181,9 +184,9 @@ def read_tensor(header: GgufHeader, tensor: GgufTensor) -> np.ndarray:
         data = np.memmap(header.path, np.uint8, "r", tensor.offset, shape)
     except ValueError as error:
         raise ModelError(f"tensor {tensor.name} lies beyond the end of {header.path}") from error
-    if kind == GGMLQuantizationType.F32:
+    if kind == _F32:
         return data.view(np.float32)
-    if kind == GGMLQuantizationType.F16:
+    if kind == _F16:
         return data.view(np.float16).astype(np.float32)
     try:
         return dequantize(data, kind)
