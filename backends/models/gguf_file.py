@@ -146,7 +146,7 @@ def without_weights(header: GgufHeader) -> bytes:
         rank = len(factors.shape)
         entry = struct.pack(f"<Q{len(name)}sI{rank}Q", len(name), name, rank, *reversed(factors.shape))
         after = data.index(entry) + len(entry)
-        data[after : after + 12] = struct.pack("<IQ", GGMLQuantizationType.F32, 0)  # now the first tensor
+        data[after : after + 12] = struct.pack("<IQ", _F32, 0)  # now the first tensor
         data += read_tensor(header, factors).astype("<f4").tobytes()
     return bytes(data)
 
