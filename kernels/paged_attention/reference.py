@@ -45,8 +45,8 @@ def ragged_paged_attention(
     page_size, head_dim = kv_pages.shape[2], q.shape[2]
     num_tokens = int(rows.cu_q_lens[rows.num_rows])
     page, offset = np.divmod(rows.kv_slots[:num_tokens], page_size)
-    kv_pages[first_page + page, :, offset, :head_dim] = _stored(k[:num_tokens], k_scale, kv_pages.dtype)
-    kv_pages[first_page + page, :, offset, head_dim:] = _stored(v[:num_tokens], v_scale, kv_pages.dtype)
+    kv_pages[first_page + page, :, offset, :head_dim] = stored(k[:num_tokens], k_scale, kv_pages.dtype)
+    kv_pages[first_page + page, :, offset, head_dim:] = stored(v[:num_tokens], v_scale, kv_pages.dtype)
 
     out = np.zeros(q.shape, np.float32)
     group = q.shape[1] // k.shape[1]
@@ -74,8 +74,8 @@ def ragged_paged_attention(
     return out, kv_pages
 
 
-def _stored(x: np.ndarray, scale: float, dtype: np.dtype) -> np.ndarray:
-    """x / scale as the pool holds it."""
+def stored(x: np.ndarray, scale: float, dtype: np.dtype) -> np.ndarray:
+    """x / scale as the pool holds it: rounded, and within the range of a one-byte dtype."""
     x = x.astype(np.float32) / scale
     if dtype == np.int8:
         return np.clip(np.rint(x), -127, 127).astype(dtype)

@@ -54,13 +54,14 @@ def choose_tokens(
 def gumbel_noise(seeds: Tensor, indices: Tensor, vocab: int) -> Tensor:
     """-log(-log(u)) of u uniform in (0, 1), float32 [rows, vocab]; argmax of logits plus it is a draw.
 
-    u is 24 bits of mix(mix(token * GOLDEN + mix(seed)) ^ mix(index + GOLDEN)), `mix` being MurmurHash3's
-    last step: words that any device computes alike.
+    u is 23 bits of mix(mix(token * GOLDEN + mix(seed)) ^ mix(index + GOLDEN)), `mix` being MurmurHash3's
+    last step: words that any device computes alike. With 23 bits u + half a bit is exact in float32;
+    a 24th would round up to 1 once in 2**24, whose noise is infinite.
     """
     tokens = torch.arange(vocab, device=seeds.device) * _GOLDEN
     first, second = _mix(seeds.long()), _mix(indices.long() + _GOLDEN)
     words = _mix(_mix(tokens + first[:, None]) ^ second[:, None])
-    uniform = ((words >> 8).float() + 0.5) * 2.0**-24
+    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 
 

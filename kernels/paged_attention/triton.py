@@ -1,0 +1,466 @@
+"""Ragged paged attention in Triton: a launch for the decode rows and one for the prefill chunks.
+
+Decode is bound by memory, so its work is cut by bytes: all tiles of keys of all rows and heads stand in
+one line, and each program takes an equal share of it, whatever the rows' lengths (the "stream-K" cut of
+Osama et al. 2023, applied to the split softmax of flash-decoding, Dao et al. 2023). A (row, head) that
+several programs share is put together by the one that finishes last. Lengths are read on the device, so
+that a captured graph serves any. Prefill tiles run FlashAttention's loop (Dao 2023), masking only where
+the diagonal or a window's edge passes. In both, the query heads of one KV head stand side by side as
+rows of the matrix product, so that a key is read once for its group.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tuning import OPTIONS, Target, measured, target_of
+from .rows import RaggedRows
+
+_LOG2_E = 1.4426950408889634
+_NO_WINDOW = 1 << 30
+
+
+class DecodeSizes(NamedTuple):
+    """How decode attention is compiled and launched."""
+
+    tile: int  # keys met in one turn
+    programs: int  # on each core
+    num_warps: int
+    num_stages: int
+
+
+class PrefillSizes(NamedTuple):
+    """How prefill attention is compiled."""
+
+    rows: int  # of the matrix product: queries times the heads of a group
+    tile: int  # keys met in one turn
+    num_warps: int
+    num_stages: int
+
+
+def decode_sizes(target: Target, head_dim: int, kv_bytes: int) -> DecodeSizes:
+    """As measured, else two programs a core, which fit side by side on every one of them, with as many
+    bytes on their way as its shared memory holds."""
+    found = measured(target, "decode_attention", head_dim=head_dim, kv_bytes=kv_bytes)
+    if found:
+        return DecodeSizes(**found)
+    ahead = 1 if target.is_amd else 3  # tiles; AMD keeps them in registers
+    tile_bytes = min(32 << 10, target.shared_bytes // 2 // (ahead + 0.5))
+    tile = _power_of_two_within(int(tile_bytes) // (2 * head_dim * kv_bytes), 16, 64)
+    return DecodeSizes(tile, programs=2, num_warps=4, num_stages=_stages(ahead))
+
+
+def prefill_sizes(target: Target, head_dim: int, kv_bytes: int) -> PrefillSizes:
+    """As measured, else the largest tiles whose sums stay in registers: larger ones where the matrix unit
+    reads its operands from shared memory, as it does from Hopper on."""
+    found = measured(target, "prefill_attention", head_dim=head_dim, kv_bytes=kv_bytes)
+    if found:
+        return PrefillSizes(**found)
+    wide_head = head_dim * max(kv_bytes, 2) > 256
+    from_shared = target.architecture in ("sm_90", "sm_100", "sm_103")
+    rows = 128 if from_shared or not wide_head else 64
+    return PrefillSizes(rows, 64 if from_shared and not wide_head else 32, num_warps=8, num_stages=_stages(1))
+
+
+def _stages(ahead: int) -> int:
+    """Triton's `num_stages` that loads tiles so many turns ahead: it spreads them evenly over two loads,
+    since a tile waits for its page's number."""
+    return 2 * ahead + 1
+
+
+def _power_of_two_within(number: int, low: int, high: int) -> int:
+    return min(high, max(low, 1 << max(number, 1).bit_length() - 1))
+
+
+class _Scores(NamedTuple):
+    """How a product q @ k becomes an exponent of 2: `factor * product`, or with a soft cap
+    `factor * tanh(inner * product)`."""
+
+    inner: float
+    factor: float
+
+    @staticmethod
+    def of(scale: float, soft_cap: float | None) -> "_Scores":
+        if soft_cap is None:
+            return _Scores(1.0, scale * _LOG2_E)
+        return _Scores(scale / soft_cap, soft_cap * _LOG2_E)
+
+
+def ragged_paged_attention(
+    q: Tensor,
+    kv_pages: Tensor,
+    rows: RaggedRows,
+    *,
+    first_page: int = 0,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> Tensor:
+    """Let each token attend causally to its row's keys, which are in their pages already.
+
+    Arguments and result as in `reference.py`; `page_size` is a power of two, q's last two axes are
+    contiguous, and `rows.num_rows` and `rows.num_decode_rows` are host integers, which bound the
+    launches. The result has q's dtype; sums are float32. Tokens that belong to no row, and decode rows
+    without keys, get unspecified values. Calls on one device must follow each other on one stream.
+    """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    decode_rows, prefill_rows = rows.num_decode_rows, rows.num_rows - rows.num_decode_rows
+    scores = _Scores.of(scale * k_scale, soft_cap)
+    layer = {
+        "first_page": first_page,
+        "window": _NO_WINDOW if window is None else window,
+        "inner": scores.inner,
+        "factor": scores.factor,
+        "v_scale": v_scale,
+        "q_stride": q.stride(0),
+        "SOFT_CAP": soft_cap is not None,
+        "SINKS": sinks is not None,
+        **_shapes(q, kv_pages),
+    }
+    sinks = q if sinks is None else sinks
+    if decode_rows:
+        _launch_decode(q, kv_pages, out, sinks, rows, layer)
+    if prefill_rows:
+        _launch_prefill(q, kv_pages, out, sinks, rows, layer)
+    return out
+
+
+def _shapes(q: Tensor, kv_pages: Tensor) -> dict[str, Any]:
+    heads, head_dim = q.shape[1:]
+    return {
+        "KV_HEADS": kv_pages.shape[1],
+        "GROUP": heads // kv_pages.shape[1],
+        "HEAD_DIM": head_dim,
+        "DIM_PAD": max(16, triton.next_power_of_2(head_dim)),
+        "PAGE_SIZE": kv_pages.shape[2],
+        "PRECISION": "ieee",  # of float32 products; narrower ones are exact anyway
+    }
+
+
+def _launch_decode(
+    q: Tensor, kv_pages: Tensor, out: Tensor, sinks: Tensor, rows: RaggedRows, layer: dict[str, Any]
+) -> None:
+    target = target_of(q.device)
+    sizes = decode_sizes(target, q.shape[2], kv_pages.element_size())
+    programs = sizes.programs * target.cores
+    lanes = _lanes(rows.num_decode_rows)
+    group = triton.next_power_of_2(layer["GROUP"])
+    scratch = _scratch(q.device, programs, group * layer["DIM_PAD"], group, lanes * layer["KV_HEADS"])
+    _decode[(programs,)](
+        q, kv_pages, out, sinks, *scratch, rows.kv_lens, rows.page_indices, rows.page_offsets,
+        num_rows=rows.num_decode_rows, **layer, ROWS=lanes, PROGRAMS=programs, GROUP_PAD=group,
+        QUERY_ROWS=max(16, group), PARTS=_power_of_two_within(8192 // (group * layer["DIM_PAD"]), 1, 32),
+        TILE=sizes.tile, num_warps=sizes.num_warps, num_stages=sizes.num_stages, **OPTIONS,
+    )  # fmt: skip
+
+
+def _launch_prefill(
+    q: Tensor, kv_pages: Tensor, out: Tensor, sinks: Tensor, rows: RaggedRows, layer: dict[str, Any]
+) -> None:
+    sizes = prefill_sizes(target_of(q.device), q.shape[2], kv_pages.element_size())
+    prefill_rows = rows.num_rows - rows.num_decode_rows
+    queries = sizes.rows // layer["GROUP"]
+    tiles = (q.shape[0] - rows.num_decode_rows) // queries + prefill_rows  # no fewer than are needed
+    _prefill[(layer["KV_HEADS"], tiles)](
+        q, kv_pages, out, sinks, rows.cu_q_lens, rows.kv_lens, rows.page_indices, rows.page_offsets,
+        first_row=rows.num_decode_rows, num_rows=rows.num_rows, **layer, ROWS=_lanes(prefill_rows),
+        QUERIES=queries, QUERY_ROWS=sizes.rows, TILE=sizes.tile,
+        num_warps=sizes.num_warps, num_stages=sizes.num_stages, **OPTIONS,
+    )  # fmt: skip
+
+
+def _lanes(rows: int) -> int:
+    """Rows that a kernel is compiled for: few different ones, since each costs a compilation."""
+    lanes = 16
+    while lanes < rows:
+        lanes *= 4
+    return lanes
+
+
+@cache
+def _scratch(
+    device: torch.device, programs: int, acc_size: int, group: int, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where programs that share a (row, head) leave their parts, and how many have arrived.
+
+    Kept between calls: the counts must be zero before a launch, and every launch leaves them so.
+    """
+    return (
+        torch.empty(2 * programs, acc_size, dtype=torch.float32, device=device),
+        torch.empty(2 * programs, 2, group, dtype=torch.float32, device=device),
+        torch.zeros(heads, dtype=torch.int32, device=device),
+    )
+
+
+@triton.jit
+def _load_tile(
+    kv, page_indices, table, head, start, length, first_page,
+    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    TILE: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Keys and values [TILE, DIM_PAD] of a row from position `start` on; with MASK zeros past its end."""
+    at = tl.arange(0, TILE)
+    dims = tl.arange(0, DIM_PAD)
+    if PAGE_SIZE >= TILE:
+        page = tl.load(page_indices + table + start // PAGE_SIZE)
+        line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + start % PAGE_SIZE
+        keys = kv + line.to(tl.int64) * (2 * HEAD_DIM) + (at[:, None] * (2 * HEAD_DIM) + dims[None, :])
+    else:
+        column = table + (start + at) // PAGE_SIZE
+        if MASK:
+            page = tl.load(page_indices + column, mask=start + at < length, other=0)
+        else:
+            page = tl.load(page_indices + column)
+        line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + (start + at) % PAGE_SIZE
+        keys = kv + line.to(tl.int64)[:, None] * (2 * HEAD_DIM) + dims[None, :]
+    if HEAD_DIM != DIM_PAD:
+        live = (dims < HEAD_DIM)[None, :] & (start + at < length)[:, None]
+        return tl.load(keys, mask=live, other=0.0), tl.load(keys + HEAD_DIM, mask=live, other=0.0)
+    elif MASK:
+        live = (start + at < length)[:, None]
+        return tl.load(keys, mask=live, other=0.0), tl.load(keys + HEAD_DIM, mask=live, other=0.0)
+    else:
+        return tl.load(keys), tl.load(keys + HEAD_DIM)
+
+
+@triton.jit
+def _meet(
+    q, keys, values, seen, top, total, acc, inner, factor,
+    SOFT_CAP: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add a tile of keys to a running softmax: its largest exponent, the sum, and the sum of values."""
+    scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
+    if SOFT_CAP:
+        scores = 1 - 2 / (tl.exp(2 * inner * scores) + 1)  # tanh
+    if MASK:
+        scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+    # a query that has met no key yet has top -inf, and -inf - -inf is not a number
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASK else new_top
+    weights = tl.exp2(scores * factor - shift[:, None])
+    fade = tl.exp2(top - shift)
+    acc = tl.dot(weights.to(q.dtype), values.to(q.dtype), acc * fade[:, None], input_precision=PRECISION)
+    return new_top, total * fade + tl.sum(weights, 1), acc
+
+
+@triton.jit
+def _start(sinks, heads, live, begins, QUERY_ROWS: tl.constexpr, SINKS: tl.constexpr):
+    """A softmax's first (top, total): that of the sink, if the model has them and this part `begins`."""
+    if SINKS:
+        sink = tl.load(sinks + heads, mask=live, other=0.0).to(tl.float32) * 1.4426950408889634
+        return tl.where(begins, sink, float("-inf")), tl.where(begins, 1.0, 0.0) + 0.0 * sink
+    else:
+        return tl.full([QUERY_ROWS], float("-inf"), tl.float32), tl.zeros([QUERY_ROWS], tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_rows", "first_page", "window"])
+def _decode(
+    q, kv, out, sinks, partials, softmaxes, arrivals, kv_lens, page_indices, page_offsets,
+    num_rows, first_page, window, inner, factor, v_scale, q_stride,
+    SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, PROGRAMS: tl.constexpr, GROUP_PAD: tl.constexpr, QUERY_ROWS: tl.constexpr,
+    PARTS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One program's share of all (row, head, tile) of the decode rows, taken in that order."""
+    program = tl.program_id(0)
+    lane = tl.arange(0, ROWS)
+    lengths = tl.load(kv_lens + lane, mask=lane < num_rows, other=0)
+    first_tiles = tl.maximum(lengths - window, 0) // TILE
+    tiles = tl.cdiv(lengths, TILE) - first_tiles
+    ends = tl.cumsum(tiles, 0)
+    all_tiles = tl.sum(tiles, 0) * KV_HEADS
+    share = tl.cdiv(all_tiles, PROGRAMS)
+    at = program * share
+    stop = tl.minimum(at + share, all_tiles)
+    while at < stop:
+        row = tl.sum((ends * KV_HEADS <= at).to(tl.int32), 0)
+        row_tiles = tl.sum(tl.where(lane == row, tiles, 0), 0)
+        row_start = (tl.sum(tl.where(lane == row, ends, 0), 0) - row_tiles) * KV_HEADS
+        first_tile = tl.sum(tl.where(lane == row, first_tiles, 0), 0)
+        head = (at - row_start) // row_tiles
+        start = row_start + head * row_tiles
+        segment_end = tl.minimum(stop, start + row_tiles)
+        tile = first_tile + at - start
+        top, total, acc = _decode_segment(
+            q, kv, sinks, page_indices, tl.load(page_offsets + row), row, head,
+            tl.load(kv_lens + row), tile, tile + segment_end - at, at == start,
+            first_page, window, inner, factor, q_stride, SOFT_CAP, SINKS, KV_HEADS, GROUP, HEAD_DIM,
+            DIM_PAD, PAGE_SIZE, PRECISION, QUERY_ROWS, TILE,
+        )  # fmt: skip
+        place = out + (row * KV_HEADS + head).to(tl.int64) * (GROUP * HEAD_DIM)
+        if (at == start) & (segment_end == start + row_tiles):
+            heads = tl.arange(0, QUERY_ROWS)
+            dims = tl.arange(0, DIM_PAD)
+            live = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+            attended = acc / total[:, None] * v_scale
+            to = place + heads[:, None] * HEAD_DIM + dims[None, :]
+            tl.store(to, attended.to(out.dtype.element_ty), mask=live)
+        else:
+            part = 2 * program + (at != program * share).to(tl.int32)
+            _leave(partials, softmaxes, part, top, total, acc, DIM_PAD, GROUP_PAD, QUERY_ROWS)
+            last = (start + row_tiles - 1) // share
+            arrival = arrivals + row * KV_HEADS + head
+            if tl.atomic_add(arrival, 1, sem="acq_rel") == last - start // share:
+                _combine(
+                    place, partials, softmaxes, start, share, last, v_scale, GROUP, HEAD_DIM, DIM_PAD,
+                    GROUP_PAD, PARTS,
+                )  # fmt: skip
+                tl.store(arrival, 0)
+        at = segment_end
+
+
+@triton.jit
+def _decode_segment(
+    q, kv, sinks, page_indices, table, row, head, length, tile, end_tile, begins,
+    first_page, window, inner, factor, q_stride,
+    SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The running softmax of one row and KV head over the tiles `tile:end_tile` of its keys."""
+    heads = tl.arange(0, QUERY_ROWS)
+    dims = tl.arange(0, DIM_PAD)
+    live = heads < GROUP
+    queries = q + row.to(tl.int64) * q_stride + (head * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :]
+    query = tl.load(queries, mask=live[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+    top, total = _start(sinks, head * GROUP + heads, live, begins, QUERY_ROWS, SINKS)
+    acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
+    for index in range(tile, end_tile):
+        at = index * TILE + tl.arange(0, TILE)
+        keys, values = _load_tile(
+            kv, page_indices, table, head, index * TILE, length, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
+            PAGE_SIZE, TILE, True,
+        )  # fmt: skip
+        seen = ((at < length) & (at >= length - window))[None, :]
+        top, total, acc = _meet(
+            query, keys, values, seen, top, total, acc, inner, factor, SOFT_CAP, True, PRECISION
+        )
+    return top, total, acc
+
+
+@triton.jit
+def _leave(
+    partials, softmaxes, part, top, total, acc, DIM_PAD: tl.constexpr, GROUP_PAD: tl.constexpr,
+    QUERY_ROWS: tl.constexpr,
+):  # fmt: skip
+    """Store a part where the program that arrives last will find it."""
+    heads = tl.arange(0, QUERY_ROWS)
+    live = heads < GROUP_PAD
+    to = partials + (part * GROUP_PAD + heads)[:, None] * DIM_PAD + tl.arange(0, DIM_PAD)[None, :]
+    tl.store(to, acc, mask=live[:, None])
+    tl.store(softmaxes + part * 2 * GROUP_PAD + heads, top, mask=live)
+    tl.store(softmaxes + (part * 2 + 1) * GROUP_PAD + heads, total, mask=live)
+    tl.debug_barrier()  # every thread's stores come before the one thread's release
+
+
+@triton.jit
+def _combine(
+    place, partials, softmaxes, start, share, last, v_scale,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, GROUP_PAD: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """Put together the parts that programs up to `last` left of the (row, head) that begins at `start`."""
+    heads = tl.arange(0, GROUP_PAD)
+    dims = tl.arange(0, DIM_PAD)
+    top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_PAD], tl.float32)
+    acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    for first in range(start // share, last + 1, PARTS):
+        program = first + tl.arange(0, PARTS)
+        live = program <= last
+        part = 2 * program + (program * share < start).to(tl.int32)
+        softmax = softmaxes + part[:, None] * 2 * GROUP_PAD + heads[None, :]
+        tops = tl.load(softmax, mask=live[:, None], other=float("-inf"), cache_modifier=".cg")
+        totals = tl.load(softmax + GROUP_PAD, mask=live[:, None], other=0.0, cache_modifier=".cg")
+        at = (part[:, None] * GROUP_PAD + heads[None, :])[:, :, None] * DIM_PAD + dims[None, None, :]
+        parts = tl.load(partials + at, mask=live[:, None, None], other=0.0, cache_modifier=".cg")
+        new_top = tl.maximum(top, tl.max(tops, 0))
+        fade = tl.exp2(top - new_top)
+        weights = tl.exp2(tops - new_top[None, :])
+        total = total * fade + tl.sum(totals * weights, 0)
+        acc = acc * fade[:, None] + tl.sum(parts * weights[:, :, None], 0)
+        top = new_top
+    attended = acc / total[:, None] * v_scale
+    mask = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    to = place + heads[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(to, attended.to(place.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["first_row", "num_rows", "first_page", "window"])
+def _prefill(
+    q, kv, out, sinks, cu_q_lens, kv_lens, page_indices, page_offsets,
+    first_row, num_rows, first_page, window, inner, factor, v_scale, q_stride,
+    SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, QUERIES: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One tile of a chunk's queries, for one KV head. The last tiles, which see most, go first."""
+    head = tl.program_id(0)
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    # chunk r begins at this tile, which leaves each chunk as many as it can need
+    lane = tl.arange(0, ROWS)
+    starts = tl.load(cu_q_lens + first_row + lane, mask=first_row + lane < num_rows, other=0)
+    begins = tl.where(first_row + lane < num_rows, (starts - first_row) // QUERIES + lane, 1 << 30)
+    chunk = tl.sum((begins <= tile).to(tl.int32), 0) - 1
+    row = first_row + chunk
+    start = tl.load(cu_q_lens + row)
+    count = tl.load(cu_q_lens + row + 1) - start
+    offset = (tile - (start - first_row) // QUERIES - chunk) * QUERIES
+    if offset < count:
+        length = tl.load(kv_lens + row)
+        lines = tl.arange(0, QUERY_ROWS)
+        dims = tl.arange(0, DIM_PAD)
+        token = offset + lines // GROUP
+        live = (lines < QUERIES * GROUP) & (token < count)
+        heads = head * GROUP + lines % GROUP
+        inside = live[:, None] & (dims < HEAD_DIM)[None, :]
+        query = q + (start + token).to(tl.int64)[:, None] * q_stride + heads[:, None] * HEAD_DIM + dims
+        first = length - count + offset  # position of the tile's first query
+        top, total = _start(sinks, heads, live, True, QUERY_ROWS, SINKS)
+        total, acc = _prefill_keys(
+            tl.load(query, mask=inside, other=0.0), kv, page_indices, tl.load(page_offsets + row), head,
+            first, tl.minimum(first + QUERIES, length), first + lines // GROUP, top, total,
+            first_page, window, inner, factor, SOFT_CAP, KV_HEADS, HEAD_DIM, DIM_PAD, PAGE_SIZE,
+            PRECISION, QUERY_ROWS, TILE,
+        )  # fmt: skip
+        attended = acc / tl.where(live, total, 1.0)[:, None] * v_scale  # other lines may have seen no key
+        to = out + ((start + token).to(tl.int64) * (KV_HEADS * GROUP) + heads)[:, None] * HEAD_DIM + dims
+        tl.store(to, attended.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _prefill_keys(
+    query, kv, page_indices, table, head, first, end, query_at, top, total,
+    first_page, window, inner, factor,
+    SOFT_CAP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A query tile's softmax over its keys: first those that a window's edge cuts, then those that all
+    of its queries see, then those of the diagonal."""
+    acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
+    all_tiles = tl.cdiv(end, TILE)
+    begin = tl.maximum(first - window + 1, 0) // TILE
+    whole_begin = tl.minimum(tl.cdiv(tl.maximum(end - window, 0), TILE), all_tiles)
+    whole_end = tl.maximum((first + 1) // TILE, whole_begin)
+    for phase in tl.static_range(3):
+        low = begin if phase == 0 else (whole_begin if phase == 1 else whole_end)
+        high = whole_begin if phase == 0 else (whole_end if phase == 1 else all_tiles)
+        for index in range(low, high):
+            keys, values = _load_tile(
+                kv, page_indices, table, head, index * TILE, end, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
+                PAGE_SIZE, TILE, phase != 1,
+            )  # fmt: skip
+            key_at = (index * TILE + tl.arange(0, TILE))[None, :]
+            seen = (key_at <= query_at[:, None]) & (key_at > query_at[:, None] - window)
+            top, total, acc = _meet(
+                query, keys, values, seen, top, total, acc, inner, factor, SOFT_CAP, phase != 1, PRECISION
+            )
+    return total, acc

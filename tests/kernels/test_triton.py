@@ -1,0 +1,57 @@
+"""Triton kernels without a GPU: run in Triton's interpreter, and compiled for cards that are not here."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "operation, at_least",
+    [("attention", 50), ("rope", 18), ("norms or gates", 18), ("greedy or draws or rows_are", 34)],
+)
+def test_interpreted_kernels_equal_the_references(operation: str, at_least: int) -> None:
+    """In a process of its own: whether Triton interprets or compiles is settled when it is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels/triton_cases.py", "-k", operation]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) >= at_least and "skipped" not in done.stdout, done.stdout[-200:]
+
+
+def gpu_matrix() -> ModuleType:
+    """The script, as a module."""
+    spec = importlib.util.spec_from_file_location("gpu_matrix", ROOT / "scripts/gpu_matrix.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx950"])
+def test_every_kernel_compiles_and_stays_in_registers(architecture: str) -> None:
+    """The launches of the product, of attention one shape; `docs/gpu-matrix.md` has the others."""
+    script = gpu_matrix()
+    launches = [
+        each for each in script.launches(architecture)
+        if "attention" not in each.name or "pages of 16" not in each.name and "head_dim 128" in each.name
+    ]  # fmt: skip
+    assert len({each.kernel for each in launches}) == 9
+    needs = {each.name: script.compiled(each, architecture) for each in launches}
+    assert not {name: need for name, need in needs.items() if need.spilled}
