@@ -16,11 +16,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .rows import RaggedRows
-from .tpu_blocks import LANES, MIB, TAILS, VMEM_MIB, BlockSizes, Shape, default_sizes
+from .tpu_blocks import LANES, TAILS, VMEM_MIB, BlockSizes, Shape, default_sizes, vmem_bytes
 from .tpu_chunks import prefill, write_chunks
 from .tpu_decode import decode
 from .tpu_program import MASKED, Program, Rows, Scratch
-from .tpu_stream import Pages, num_pieces
+from .tpu_stream import Cursor, Pages, num_pieces
 from .xla import NO_WINDOW, stored
 
 
@@ -104,9 +104,12 @@ def ragged_paged_attention(
             jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
         ],
         input_output_aliases={_Inputs._fields.index("kv_pages"): 2},
-        cost_estimate=_cost(shape, inputs, live_tokens),
+        cost_estimate=_cost(shape, rows, live_tokens),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_MIB[chip] * MIB * 7 // 8
+            # the compiler takes all of this from what it keeps in VMEM between operations
+            dimension_semantics=("parallel",),
+            disable_bounds_checks=True,  # a quarter of what it costs to send for a page; tests have them
+            vmem_limit_bytes=vmem_bytes(shape, sizes),
         ),
         interpret=interpret,
         name="ragged_paged_attention",
@@ -183,23 +186,23 @@ def _scratch(shape: Shape, sizes: BlockSizes, inputs: _Inputs, out_dtype: Any) -
         *[pltpu.SemaphoreType.DMA((count,)) for count in (2, 2, TAILS, depth, 1)],
         pltpu.VMEM((depth, sizes.pages, h, shape.page_size, row), pool),
         pltpu.SMEM((depth + 1, num_pieces(sizes.pages), 1, LANES), jnp.int32),
+        pltpu.SMEM((depth + 1, len(Cursor._fields)), jnp.int32),
         *[pltpu.SemaphoreType.DMA((count,)) for count in (depth, depth + 1)],
     ]
 
 
-def _cost(shape: Shape, inputs: _Inputs, live_tokens: int | None) -> pl.CostEstimate:
-    """Keys and values of live tokens read once, and what goes in and out besides; every row is taken to
-    have the same number of tokens and of keys. What larger chunks read again is not counted."""
-    rows = min(inputs.kv_lens.shape[0] - 1, shape.tokens)
+def _cost(shape: Shape, rows: RaggedRows, live_tokens: int | None) -> pl.CostEstimate:
+    """Keys and values of live tokens read once, and what goes in and out besides. Every row is taken to
+    have as many tokens and keys as any other; what the tiles of a long chunk read again is not counted."""
     if live_tokens is None:
-        live_tokens = inputs.table.size * shape.page_size
+        live_tokens = rows.page_indices.shape[0] * shape.page_size
     key_bytes = shape.kv_heads * 2 * shape.head_dim * shape.pool_itemsize
-    pairs = live_tokens * shape.tokens // rows * shape.heads
-    tokens = shape.tokens * (2 * shape.heads * shape.lanes * shape.itemsize + 3 * key_bytes)
+    token_bytes = 2 * shape.heads * shape.lanes * shape.itemsize + 3 * key_bytes
+    pairs = shape.heads * live_tokens * shape.tokens // min(rows.kv_lens.shape[0], shape.tokens)
     return pl.CostEstimate(
         flops=4 * pairs * shape.head_dim,
         transcendentals=pairs,
-        bytes_accessed=live_tokens * key_bytes + tokens,
+        bytes_accessed=live_tokens * key_bytes + shape.tokens * token_bytes,
     )
 
 

@@ -7,6 +7,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .tpu_blocks import LANES
 from .tpu_program import (
     Program,
     Tiles,
@@ -20,7 +21,7 @@ from .tpu_program import (
     softmax_result,
     start_tile,
 )
-from .tpu_stream import Cursor, Scalar, Span, Walk, stream
+from .tpu_stream import Cursor, Scalar, Walk, stream
 
 
 def _chunk_start(p: Program, row: Scalar) -> Scalar:
@@ -32,48 +33,40 @@ def write_chunks(p: Program) -> None:
     """Write the new keys and values of prefill chunks into their pages, before any of them is read."""
     sizes, rows, slack = p.sizes, p.rows, p.scratch.new_kv.shape[2] - p.sizes.write_pages * p.page_size
 
-    def span(at: Cursor) -> Span:
-        first = lax.div(_chunk_start(p, at.row), p.page_size)
-        return Span(first, pl.cdiv(rows.kv_lens[at.row], p.page_size))
+    def span(tile: Scalar, row: Scalar) -> tuple[Scalar, Scalar]:
+        return p.column(_chunk_start(p, row)), p.column(rows.kv_lens[row] + p.page_size - 1)
 
-    walk = Walk(
-        start=Cursor(jnp.int32(0), rows.num_decode_rows, jnp.int32(0)),
-        end_row=rows.num_rows,
-        pages=sizes.write_pages,
-        span=span,
-        next_tile=lambda at: (at.tile, at.row + 1),
-    )
+    start = jnp.int32(0), rows.num_decode_rows
+    walk = Walk(*start, rows.num_rows, sizes.write_pages, span, lambda tile, row: (tile, row + 1))
 
     def source(at: Cursor) -> Scalar:
         """Where in `prefill_kv` the token stands that belongs to the first key of the block."""
-        first_key = walk.columns(at).first * p.page_size
-        return p.page_size + rows.cu_q_lens[at.row] + first_key - _chunk_start(p, at.row)
+        return (1 + at.first) * p.page_size + rows.cu_q_lens[at.row] - _chunk_start(p, at.row)
 
     def new_copy(at: Cursor, step: Scalar) -> Any:
-        slot, start = lax.rem(step, sizes.depth), source(at)
+        slot, start = p.pages.slot(step), source(at)
         start = pl.multiple_of(start - lax.rem(start, slack), slack)
         tokens = p.prefill_kv.at[p.pages.heads, pl.ds(start, p.scratch.new_kv.shape[2])]
         return pltpu.make_async_copy(tokens, p.scratch.new_kv.at[slot], p.scratch.new_sems.at[slot])
 
     def write_copy(at: Cursor, step: Scalar, index: Scalar) -> Any:
-        target = p.pages.pool.at[p.pages.page_id(walk, at, step, index), p.pages.heads]
+        target = p.pages.pool.at[p.pages.page_id(at, step, index), p.pages.heads]
         return pltpu.make_async_copy(
-            p.pages.ring.at[lax.rem(step, sizes.depth), index], target, p.scratch.write_sem.at[0]
+            p.pages.ring.at[p.pages.slot(step), index], target, p.scratch.write_sem.at[0]
         )
 
     def consume(at: Cursor, step: Scalar) -> None:
         new_copy(at, step).wait()
-        slot, columns = lax.rem(step, sizes.depth), walk.columns(at)
         shift = lax.rem(source(at), slack)
+        wanted = _chunk_start(p, at.row), rows.kv_lens[at.row]
 
-        @pl.loop(0, columns.end - columns.first)
+        @pl.loop(0, walk.count(at))
         def _(index: Scalar) -> None:
-            first_key = (columns.first + index) * p.page_size
-            wanted = _chunk_start(p, at.row), rows.kv_lens[at.row]
-            _join(p, slot, index, shift, slack, wanted[0] - first_key, wanted[1] - first_key)
+            first_key = (at.first + index) * p.page_size
+            _join(p, p.pages.slot(step), index, shift, slack, wanted[0] - first_key, wanted[1] - first_key)
             write_copy(at, step, index).start()
 
-        @pl.loop(0, columns.end - columns.first)
+        @pl.loop(0, walk.count(at))
         def _(index: Scalar) -> None:
             write_copy(at, step, index).wait()
 
@@ -105,38 +98,34 @@ def prefill(p: Program) -> None:
     def position(row: Scalar, token: Scalar) -> Scalar:
         return rows.kv_lens[row] - rows.cu_q_lens[row + 1] + token
 
-    def span(at: Cursor) -> Span:
-        begin = jnp.maximum(at.tile * size, rows.cu_q_lens[at.row])
-        end = jnp.minimum((at.tile + 1) * size, rows.cu_q_lens[at.row + 1])
-        first = jnp.maximum(position(at.row, begin) + 1 - rows.window, 0)
-        return Span(lax.div(first, p.page_size), pl.cdiv(position(at.row, end), p.page_size))
+    def span(tile: Scalar, row: Scalar) -> tuple[Scalar, Scalar]:
+        begin = position(row, jnp.maximum(tile * size, rows.cu_q_lens[row]))
+        end = position(row, jnp.minimum((tile + 1) * size, rows.cu_q_lens[row + 1]))
+        return p.column(jnp.maximum(begin + 1 - rows.window, 0)), p.column(end + p.page_size - 1)
 
-    def next_tile(at: Cursor) -> tuple[Scalar, Scalar]:
-        end = rows.cu_q_lens[at.row + 1]
-        same_row = end > (at.tile + 1) * size
-        return jnp.where(same_row, at.tile + 1, lax.div(end, size)), jnp.where(same_row, at.row, at.row + 1)
+    def next_tile(tile: Scalar, row: Scalar) -> tuple[Scalar, Scalar]:
+        end = rows.cu_q_lens[row + 1]
+        same_row = end > (tile + 1) * size
+        return jnp.where(same_row, tile + 1, lax.div(end, size)), jnp.where(same_row, row, row + 1)
 
-    walk = Walk(Cursor(first_tile, first_row, jnp.int32(0)), end_row, sizes.prefill_pages, span, next_tile)
+    walk = Walk(first_tile, first_row, end_row, sizes.prefill_pages, span, next_tile)
     last_tile = lax.div(rows.cu_q_lens[end_row] - 1, size)
 
     def consume(at: Cursor, step: Scalar) -> None:
         begin, end = rows.cu_q_lens[at.row], rows.cu_q_lens[at.row + 1]
-        turn = at.tile - first_tile
-        slot, columns = lax.rem(step, sizes.depth), walk.columns(at)
-        first_key = columns.first * p.page_size
-        is_last = at.block + 1 == walk.num_blocks(at)
+        turn, slot, is_last = at.tile - first_tile, p.pages.slot(step), walk.is_last(at)
 
-        @pl.when((at.block == 0) & ((begin <= at.tile * size) | (at.row == first_row)))
+        @pl.when((at.begins == 1) & ((begin <= at.tile * size) | (at.row == first_row)))
         def _() -> None:
             enter_tile(_prefill_tile(p, first_tile), turn, at.tile < last_tile)
             begin_softmax(p, size)
 
         @pl.when(is_last)
         def _() -> None:
-            live = jnp.minimum(rows.kv_lens[at.row], columns.end * p.page_size) - first_key
+            live = jnp.minimum(rows.kv_lens[at.row], at.end * p.page_size) - at.first * p.page_size
             clear_dead(p, slot, sizes.prefill_pages, live)
 
-        _attend_tile(p, at, slot, lax.rem(turn, 2), first_key)
+        _attend_tile(p, at, slot, lax.rem(turn, 2))
 
         @pl.when(is_last & ((end >= (at.tile + 1) * size) | (at.row == end_row - 1)))
         def _() -> None:
@@ -154,20 +143,34 @@ def prefill(p: Program) -> None:
     finish_tiles(_prefill_tile(p, first_tile), last_tile - first_tile + 1)
 
 
-def _attend_tile(p: Program, at: Cursor, slot: Scalar, parity: Scalar, first_key: Scalar) -> None:
+def _attend_tile(p: Program, at: Cursor, slot: Scalar, parity: Scalar) -> None:
+    """A tile meets a block. Most blocks of a long request need no mask: every token sees every key."""
     rows, sizes, size = p.rows, p.sizes, p.sizes.prefill_tokens
     queries, keys = p.group * size, sizes.prefill_pages * p.page_size
-    token = at.tile * size + lax.rem(lax.broadcasted_iota(jnp.int32, (queries, 1), 0), size)
-    member = (token >= rows.cu_q_lens[at.row]) & (token < rows.cu_q_lens[at.row + 1])
-    query_at = rows.kv_lens[at.row] - rows.cu_q_lens[at.row + 1] + token
-    key_at = first_key + lax.broadcasted_iota(jnp.int32, (1, keys), 1)
+    begin, end, first_key = rows.cu_q_lens[at.row], rows.cu_q_lens[at.row + 1], at.first * p.page_size
+    first_token, past = at.tile * size, rows.kv_lens[at.row] - end  # position of a token = past + token
 
-    @pl.loop(0, sizes.kv_heads)
-    def _(head: Scalar) -> None:
-        q = p.scratch.prefill_q[parity, head]
-        seen = (key_at <= query_at) & (key_at > query_at - rows.window)
-        q = q.reshape(queries, q.shape[-1])
-        meet(p, head, q, block_of(p, slot, head, sizes.prefill_pages), seen, member)
+    def attend(seen: Any, member: Any) -> None:
+        @pl.loop(0, sizes.kv_heads)
+        def _(head: Scalar) -> None:
+            q = p.scratch.prefill_q[parity, head].reshape(queries, p.scratch.prefill_q.shape[-1])
+            meet(p, head, q, block_of(p, slot, head, sizes.prefill_pages), seen, member)
+
+    whole = (begin <= first_token) & (first_token + size <= end)
+    whole &= first_key + keys <= past + first_token + 1
+    whole &= first_key > past + first_token + size - 1 - rows.window
+
+    @pl.when(whole)
+    def _() -> None:
+        attend(None, None)
+
+    @pl.when(~whole)
+    def _() -> None:
+        token = first_token + lax.rem(lax.broadcasted_iota(jnp.int32, (queries, 1), 0), size)
+        key_at = first_key + lax.broadcasted_iota(jnp.int32, (1, keys), 1)
+        seen = (key_at <= past + token) & (key_at > past + token - rows.window)
+        token = jnp.broadcast_to(token, (queries, LANES))
+        attend(seen, (token >= begin) & (token < end))
 
 
 def _prefill_tile(p: Program, first_tile: Scalar) -> Tiles:

@@ -21,41 +21,39 @@ from .tpu_program import (
     softmax_result,
     start_tile,
 )
-from .tpu_stream import Cursor, Scalar, Span, Walk, stream
+from .tpu_stream import Cursor, Scalar, Walk, stream
 
 
 def decode(p: Program) -> None:
     """Each decode row meets its pages; its new key and value join the last of them on the way."""
     rows, sizes, end_row = p.rows, p.sizes, p.rows.num_decode_rows
 
-    def span(at: Cursor) -> Span:
-        length = rows.kv_lens[at.row]
-        first = jnp.maximum(length - rows.window, 0)
-        return Span(lax.div(first, p.page_size), pl.cdiv(length, p.page_size))
+    def span(tile: Scalar, row: Scalar) -> tuple[Scalar, Scalar]:
+        length = rows.kv_lens[row]
+        return p.column(jnp.maximum(length - rows.window, 0)), p.column(length + p.page_size - 1)
 
-    first = Cursor(jnp.int32(0), jnp.int32(0), jnp.int32(0))
-    walk = Walk(first, end_row, sizes.decode_pages, span, lambda at: (at.tile, at.row + 1))
+    start = jnp.int32(0), jnp.int32(0)
+    walk = Walk(*start, end_row, sizes.decode_pages, span, lambda tile, row: (tile, row + 1))
 
     def consume(at: Cursor, step: Scalar) -> None:
         tile, in_tile = lax.div(at.row, sizes.decode_rows), lax.rem(at.row, sizes.decode_rows)
-        slot, columns = lax.rem(step, sizes.depth), walk.columns(at)
-        is_last = at.block + 1 == walk.num_blocks(at)
+        slot, first_key, is_last = p.pages.slot(step), at.first * p.page_size, walk.is_last(at)
 
-        @pl.when((at.block == 0) & (in_tile == 0))
+        @pl.when((at.begins == 1) & (in_tile == 0))
         def _() -> None:
             enter_tile(_decode_tile(p), tile, (tile + 1) * sizes.decode_rows < end_row)
 
-        @pl.when(at.block == 0)
+        @pl.when(at.begins == 1)
         def _() -> None:
             begin_softmax(p, 1)
 
         @pl.when(is_last)
         def _() -> None:
-            index = columns.end - columns.first - 1
-            _add_new(p, at.row, slot, index, p.pages.page_id(walk, at, step, index))
-            clear_dead(p, slot, sizes.decode_pages, rows.kv_lens[at.row] - columns.first * p.page_size)
+            index = at.end - at.first - 1
+            _add_new(p, at.row, slot, index, p.pages.page_id(at, step, index))
+            clear_dead(p, slot, sizes.decode_pages, rows.kv_lens[at.row] - first_key)
 
-        _attend_row(p, at.row, slot, columns.first * p.page_size)
+        _attend_row(p, at.row, slot, first_key)
 
         @pl.when(is_last)
         def _() -> None:

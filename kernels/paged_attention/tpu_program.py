@@ -34,8 +34,8 @@ class Scratch(NamedTuple):
     prefill_q: Any  # [2, h, group, prefill_tokens, lanes]
     prefill_out: Any  # like prefill_q
     new_kv: Any  # [depth, h, tokens, 2 * head_dim]
-    top: Any  # [h, group * prefill_tokens, LANES] largest score met
-    total: Any  # [h, group * prefill_tokens, LANES] sum of exp(score - top)
+    top: Any  # [h, group * prefill_tokens, LANES] largest score met, the same in all lanes
+    total: Any  # [h, group * prefill_tokens, LANES] sum of exp(score - top), spread over lanes
     acc: Any  # [h, group * prefill_tokens, lanes] the same sum, weighted by values
     in_sems: Any  # [2]
     out_sems: Any  # [2]
@@ -68,6 +68,10 @@ class Program:
     def page_size(self) -> int:
         return self.pages.ring.shape[3]
 
+    def column(self, key: Scalar) -> Scalar:
+        """Of a row's page table, where key number `key` is found."""
+        return lax.div(key, self.page_size)
+
     @property
     def group(self) -> int:
         return self.sinks.shape[1]
@@ -90,51 +94,67 @@ def begin_softmax(p: Program, repeat: int) -> None:
         at = pl.ds(g * repeat, repeat)
         shape = (p.sizes.kv_heads, repeat, LANES)
         p.scratch.top[:, at] = jnp.broadcast_to(p.sinks[:, g : g + 1], shape)
-        p.scratch.total[:, at] = jnp.full(shape, 1.0 if p.has_sinks else 0.0)
+        p.scratch.total[:, at] = jnp.full(shape, 1 / LANES if p.has_sinks else 0.0)
         p.scratch.acc[:, at] = jnp.zeros((*shape[:2], p.scratch.acc.shape[2]))
 
 
-def meet(p: Program, head: Scalar, q: jax.Array, kv: jax.Array, seen: jax.Array, member: Any) -> None:
-    """Add a block of keys, kv [keys, 2 * head_dim], to the softmax of queries q [queries, lanes]."""
+def meet(p: Program, head: Scalar, q: jax.Array, kv: jax.Array, seen: Any, member: Any) -> None:
+    """Add a block of keys to a head's softmax.
+
+    Args:
+        q: [queries, lanes].
+        kv: [keys, 2 * head_dim].
+        seen: what each query sees of the keys, [queries or 1, keys] of bool; None if all see all.
+        member: [queries, LANES], which queries are of the row at all; None if all are.
+    """
+    at = pl.ds(0, q.shape[0])
     keys, values = (kv, kv) if p.head_dim == 64 else (kv[:, : p.head_dim], kv[:, p.head_dim :])
-    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else lax.Precision.DEFAULT
-    scores = lax.dot_general(
-        q, keys, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
-    scores *= p.factors[0]
+    scores = _product(q, keys, 1) * p.factors[0]
     if p.soft_cap is not None:
         scores = p.soft_cap * jnp.tanh(scores * (1 / p.soft_cap))
-    scores = jnp.where(seen, scores, MASKED)
-    at = pl.ds(0, q.shape[0])
-    old_top, old_total = p.scratch.top[head, at, :1], p.scratch.total[head, at, :1]
+    if seen is not None:
+        scores = jnp.where(seen, scores, MASKED)
+    old_top, old_total, old_acc = p.scratch.top[head, at], p.scratch.total[head, at], p.scratch.acc[head, at]
     top = jnp.maximum(old_top, jnp.max(scores, axis=1, keepdims=True))
-    weights = jnp.exp(scores - top)
+    weights = jnp.exp(scores - _across(top, scores.shape[1]))
     fade = jnp.exp(old_top - top)
-    total = old_total * fade + jnp.sum(weights, axis=1, keepdims=True)
-    met = lax.dot_general(
-        weights.astype(q.dtype),
-        values,
-        (((1,), (0,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    old_acc = p.scratch.acc[head, at]
-    acc = old_acc * fade + met
+    total = old_total * fade + _lane_sums(weights)
+    acc = old_acc * _across(fade, old_acc.shape[1]) + _product(weights.astype(q.dtype), values, 0)
     if member is not None:
         # 0 * NaN: another row's broken values must not reach this one's tokens
-        top, total, acc = (
-            jnp.where(member, new, old) for new, old in ((top, old_top), (total, old_total), (acc, old_acc))
-        )
-    p.scratch.top[head, at] = jnp.broadcast_to(top, (q.shape[0], LANES))
-    p.scratch.total[head, at] = jnp.broadcast_to(total, (q.shape[0], LANES))
-    p.scratch.acc[head, at] = acc
+        top, total = jnp.where(member, top, old_top), jnp.where(member, total, old_total)
+        acc = jnp.where(_across(member, acc.shape[1]), acc, old_acc)
+    p.scratch.top[head, at], p.scratch.total[head, at], p.scratch.acc[head, at] = top, total, acc
 
 
 def softmax_result(p: Program, head: Scalar, queries: int) -> jax.Array:
     """What `queries` queries of a head have met, [queries, lanes] float32."""
     at = pl.ds(0, queries)
-    total = jnp.maximum(p.scratch.total[head, at, :1], 1e-30)
+    total = jnp.maximum(jnp.sum(p.scratch.total[head, at], axis=1, keepdims=True), 1e-30)
     return p.scratch.acc[head, at] * (p.factors[1] / total)
+
+
+def _product(x: jax.Array, y: jax.Array, y_axis: int) -> jax.Array:
+    """Sum over the last axis of `x` and axis `y_axis` of `y`."""
+    return lax.dot_general(
+        x,
+        y,
+        (((1,), (y_axis,)), ((), ())),
+        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _across(x: jax.Array, width: int) -> jax.Array:
+    """[rows, width] of `x` [rows, LANES], whose lanes are alike: whole registers, nothing moves."""
+    return x[:, :width] if width < LANES else jnp.concatenate([x] * (width // LANES), axis=1)
+
+
+def _lane_sums(x: jax.Array) -> jax.Array:
+    """[rows, LANES] whose sum over lanes is that of `x` [rows, width]."""
+    if x.shape[1] < LANES:
+        return jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True) / LANES, (x.shape[0], LANES))
+    return sum(x[:, i : i + LANES] for i in range(0, x.shape[1], LANES))
 
 
 def block_of(p: Program, slot: Scalar, head: Scalar, pages: int) -> jax.Array:
