@@ -41,6 +41,7 @@ def resolve(
     values: dict[str, Any] = {choice.name: choice.value for choice in choices}
     resolved = replace(config, **values)
     _check_pool(resolved)
+    _check_devices(resolved)
     return resolved, choices
 
 
@@ -195,3 +196,9 @@ def _check_pool(config: EngineConfig) -> None:
     tokens, page = config.max_total_tokens, config.page_size
     if tokens is not None and page is not None and tokens < page:
         raise ConfigError(f"max_total_tokens is {tokens}; accepted is at least one page, {page} tokens")
+
+
+def _check_devices(config: EngineConfig) -> None:
+    for name, value in (("tp_size", config.tp_size), ("dp_size", config.dp_size)):
+        if config.backend == "torch" and value != 1:
+            raise ConfigError(f"{name} is {value}; the torch backend serves on one device, accepted is 1")

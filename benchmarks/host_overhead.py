@@ -16,7 +16,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,9 @@ class Clock:
 class InstantRunner(FakeRunner):
     """Tokens out of nothing: only the host's own work is left to measure."""
 
-    def forward(self, batch: ScheduleBatch) -> FakePending:
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> FakePending:
+        (batch,) = batches
+        assert batch is not None
         pending = FakePending(self, batch, 0.0)
         pending.tokens = StepTokens((batch.sampling.indices * 7) % VOCAB)
         return pending
@@ -102,10 +104,10 @@ def measure(load: str, rows: int, steps: int) -> dict[str, float | int | str]:
     clock = Clock()
     original = scheduler_module.build_batch
     scheduler_module.build_batch = clock.wrap("build", original)
-    engine.scheduler.schedule = clock.wrap("schedule", engine.scheduler.schedule)  # type: ignore[method-assign]
-    engine.scheduler.process = clock.wrap("process", engine.scheduler.process)  # type: ignore[method-assign]
+    engine.schedulers[0].schedule = clock.wrap("schedule", engine.schedulers[0].schedule)  # type: ignore[method-assign]
+    engine.schedulers[0].process = clock.wrap("process", engine.schedulers[0].process)  # type: ignore[method-assign]
     step = clock.wrap("step", engine.step)
-    tokens = engine.scheduler.counters.scheduled_tokens
+    tokens = engine.schedulers[0].counters.scheduled_tokens
     for _ in range(steps):
         for output in step():
             if output.finish_reason:
@@ -117,7 +119,7 @@ def measure(load: str, rows: int, steps: int) -> dict[str, float | int | str]:
     return {
         "load": load,
         "rows": rows,
-        "tokens_per_step": round((engine.scheduler.counters.scheduled_tokens - tokens) / steps, 1),
+        "tokens_per_step": round((engine.schedulers[0].counters.scheduled_tokens - tokens) / steps, 1),
         "step_us": round(median["step"], 1),
         "schedule_us": round(median["schedule"] - median["build"], 1),
         "build_us": round(median["build"], 1),

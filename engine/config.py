@@ -69,8 +69,8 @@ class EngineConfig:
     disable_radix_cache: bool = option(False, "share no prefixes between requests")
     disable_overlap_schedule: bool = option(False, "wait for each step before scheduling the next")
     strict_kernels: bool = option(False, "fail where a GPU kernel does not compile; else PyTorch runs it")
-    tp_size: int = option(1, "tensor parallel devices")
-    dp_size: int = option(1, "data parallel groups")
+    tp_size: int = option(1, "tensor parallel devices: each layer is split over so many")
+    dp_size: int = option(1, "data parallel groups; rows, tokens, queue and pool are those of each")
     random_seed: int | None = option(None, "seed for requests that bring none; default: a new one each start")
     compilation_cache_dir: str | None = option(
         None, "folder of the persistent compilation cache; default: ~/.cache/radixmesh/compiled"
@@ -91,8 +91,6 @@ class EngineConfig:
             raise ConfigError(
                 f"mem_fraction_static is {self.mem_fraction_static}; accepted is a number between 0 and 1"
             )
-        if self.dp_size != 1:
-            raise ConfigError(f"dp_size is {self.dp_size}; this version serves one group, accepted is 1")
 
     @classmethod
     def from_options(cls, **options: Any) -> "EngineConfig":

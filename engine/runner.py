@@ -1,6 +1,6 @@
 """The narrow waist between engine and device: what a backend must offer, and nothing more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,20 +25,22 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunnerCapacity:
-    """Hard limits of a runner; the scheduler never plans a step beyond them."""
+    """Hard limits of a runner; a scheduler never plans a step beyond them. All but the last are those of
+    one data parallel group, which has pages and slots of its own."""
 
     num_pages: int  # usable pages, numbered from 0
     page_size: int  # tokens
     max_running_requests: int  # rows in a step, and token slots
     max_step_tokens: int  # T
     max_page_indices: int  # P: page table entries of all rows together; at least num_pages
+    num_groups: int = 1
 
 
 class PendingTokens(Protocol):
     """A step that the device may still be working on."""
 
-    def result(self) -> StepTokens:
-        """Block until the step is done, then return its tokens."""
+    def result(self) -> Sequence[StepTokens]:
+        """Block until the step is done, then return the tokens of each group's batch; none for no batch."""
         ...
 
 
@@ -61,8 +63,12 @@ class ModelRunner(Protocol):
         """Compile everything that `forward` can need. Shows progress on stderr."""
         ...
 
-    def forward(self, batch: ScheduleBatch) -> PendingTokens:
-        """Launch a step and return without waiting for it."""
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> PendingTokens:
+        """Launch a step and return without waiting for it.
+
+        `batches` has one for each group of `capacity.num_groups`, None where a group has nothing to do; not
+        all of them are None.
+        """
         ...
 
     def close(self) -> None:

@@ -92,7 +92,7 @@ class Scheduler:
             raise RequestError(
                 f"request_id {request.id!r} is in use; accepted is one of your own", "request_id"
             )
-        if len(self.waiting) >= self.config.max_queued_requests:
+        if self.is_full:
             raise QueueFullError(
                 f"{len(self.waiting)} requests are waiting and max_queued_requests is"
                 f" {self.config.max_queued_requests}; try again later"
@@ -163,6 +163,11 @@ class Scheduler:
         """Ends of requests since the last call that did not come from `process`."""
         outputs, self.outputs = self.outputs, []
         return outputs
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests wait as may."""
+        return len(self.waiting) >= self.config.max_queued_requests
 
     @property
     def num_running(self) -> int:

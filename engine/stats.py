@@ -1,6 +1,7 @@
 """`EngineStats`: gauges and counters of the engine, plain numbers that cross a process."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 
 @dataclass(slots=True)
@@ -30,3 +31,14 @@ class EngineStats:
     errors: int = 0  # requests that ended with FinishReason.ERROR
     step_failures: int = 0
     integrity_violations: int = 0  # found and repaired
+
+
+def total(groups: Sequence[EngineStats]) -> EngineStats:
+    """The figures of data parallel groups as one engine's. Pools are alike, and steps taken together."""
+    if len(groups) == 1:
+        return groups[0]
+    values = {field.name: [getattr(each, field.name) for each in groups] for field in fields(EngineStats)}
+    summed = EngineStats(**{name: sum(each) for name, each in values.items()})
+    summed.page_size, summed.steps = groups[0].page_size, max(values["steps"])
+    summed.token_usage /= len(groups)
+    return summed

@@ -55,7 +55,10 @@ class MeshSpec:
         return MeshSpec(**sizes)
 
 
-def make_mesh(devices: Sequence[jax.Device], spec: MeshSpec) -> Mesh:
+ONE_DEVICE = MeshSpec()
+
+
+def make_mesh(devices: Sequence[jax.Device], spec: MeshSpec = ONE_DEVICE) -> Mesh:
     """The first of `devices` laid out as `spec` says; neighbours in the list share a tensor axis.
 
     Raises ShardingError when there are fewer devices than that.

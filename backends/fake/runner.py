@@ -18,6 +18,7 @@ another row writes in the same step. A breach raises ProtocolError from `forward
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +77,11 @@ class FakeRunner:
     def close(self) -> None:
         """Nothing to release."""
 
-    def forward(self, batch: ScheduleBatch) -> "FakePending":
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> "FakePending":
         """Launch a step. Raises ProtocolError if it breaks the rules of `ScheduleBatch`."""
+        (batch,) = batches
+        if batch is None:
+            raise ProtocolError("a step has no batch")
         check_batch(batch, self._capacity)
         self._device_free_at = max(self._device_free_at, time.monotonic()) + self._step_time
         pending = FakePending(self, batch, self._device_free_at)
@@ -141,14 +145,14 @@ class FakePending:
         self._runner = runner
         self._ready_at = ready_at
 
-    def result(self) -> StepTokens:
+    def result(self) -> Sequence[StepTokens]:
         """Sleep until the pretended device is done, then compute the tokens."""
         wait = self._ready_at - time.monotonic()
         if wait > 0:
             time.sleep(wait)
         self._runner.evaluate_until(self)
         assert self.tokens is not None
-        return self.tokens
+        return (self.tokens,)
 
 
 def create_fake_runner(config: EngineConfig, info: ModelInfo) -> FakeRunner:

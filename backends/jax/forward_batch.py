@@ -4,7 +4,7 @@ All of it travels as one int32 array, a single transfer a step. `Layout` says wh
 the host packs by it, the compiled step unpacks by it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -118,20 +118,21 @@ class Layout:
         """int32 words of the packed array."""
         return sum(field.length for field in self.fields)
 
-    def pack(self, batch: ScheduleBatch) -> np.ndarray:
-        """The batch as one int32 array, padded."""
-        packed = np.empty(self.size, np.int32)
-        for field, words in self._words(packed):
-            values = self._values(batch, field.name)
-            view: np.ndarray = words.view(field.dtype)
-            view[: len(values)] = values
-            # cumulative fields stay at their last value, so that padding rows are empty
-            cumulative = field.name in ("cu_q_lens", "page_offsets")
-            view[len(values) :] = values[-1] if cumulative else field.padding
+    def pack(self, batches: Sequence[ScheduleBatch | None]) -> np.ndarray:
+        """The batch of each data shard as int32 [shards, size], padded; None is padding alone."""
+        packed, nothing = np.empty((len(batches), self.size), np.int32), np.empty(0, np.int32)
+        for batch, row in zip(batches, packed, strict=True):
+            for field, words in self._words(row):
+                values = nothing if batch is None else self._values(batch, field.name)
+                view: np.ndarray = words.view(field.dtype)
+                view[: len(values)] = values
+                # cumulative fields stay at their last value, so that padding rows are empty
+                cumulative = field.name in ("cu_q_lens", "page_offsets") and len(values)
+                view[len(values) :] = values[-1] if cumulative else field.padding
         return packed
 
     def unpack(self, packed: jax.Array) -> ForwardBatch:
-        """The inverse of `pack`, inside the compiled step. Fields that the shape lacks are empty."""
+        """The inverse of `pack` for one shard, inside the step. Fields that the shape lacks are empty."""
         got: dict[str, Any] = {
             field.name: words if field.dtype == np.int32 else lax.bitcast_convert_type(words, field.dtype)
             for field, words in self._words(packed)

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,15 @@ CPU_ROW_TOKENS = 1024  # of a default pool on a CPU, where larger ones are asked
 class _Pending:
     """A launched step: arrays that the device may still be filling."""
 
-    arrays: dict[str, jax.Array]
-    count: int
+    arrays: dict[str, jax.Array]  # [groups, L, ...]
+    counts: list[int]  # L of each group's batch
 
-    def result(self) -> StepTokens:
-        return StepTokens(**{name: np.asarray(array)[0, : self.count] for name, array in self.arrays.items()})
+    def result(self) -> list[StepTokens]:
+        arrays = {name: np.asarray(array) for name, array in self.arrays.items()}
+        return [
+            StepTokens(**{name: array[group, :count] for name, array in arrays.items()})
+            for group, count in enumerate(self.counts)
+        ]
 
 
 class JaxRunner:
@@ -60,7 +64,7 @@ class JaxRunner:
         self._kv_dtype = jnp.dtype(config.kv_cache_dtype)
         pool = self._choose_pool(config, info, device_bytes(arrays.values()))
         self.choices: tuple[Choice, ...] = (*choices, pool)
-        self.capacity = _capacity(config, pool)
+        self.capacity = _capacity(config, pool, mesh.shape["data"])
         self._compiled: dict[Shape, jax.stages.Compiled] = {}
         self._layouts: dict[Shape, Layout] = {}
         self._state: DeviceState | None = None
@@ -80,13 +84,18 @@ class JaxRunner:
         self._state = self._empty_state()
         print(f"compiled {len(shapes)} step shapes in {time.monotonic() - started:.1f} s", file=sys.stderr)
 
-    def forward(self, batch: ScheduleBatch) -> _Pending:
-        """Launch a step. A shape that `warmup` did not compile is a KeyError, never a compilation."""
-        shape = shape_of(self.capacity.max_step_tokens, batch.num_tokens, batch.variant)
-        packed = jax.device_put(self._layouts[shape].pack(batch)[None], self._rows)
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> _Pending:
+        """Launch a step of the smallest shape that serves every group.
+
+        A shape that `warmup` did not compile is a KeyError, never a compilation.
+        """
+        tokens = max(batch.num_tokens for batch in batches if batch is not None)
+        variant = max(batch.variant for batch in batches if batch is not None)
+        shape = shape_of(self.capacity.max_step_tokens, tokens, variant)
+        packed = jax.device_put(self._layouts[shape].pack(batches), self._rows)
         assert self._state is not None, "warmup() comes first"
         self._state, sampled = self._compiled[shape](self._weights, self._state, packed)
-        return _Pending(sampled, len(batch.sampled))
+        return _Pending(sampled, [0 if batch is None else len(batch.sampled) for batch in batches])
 
     def close(self) -> None:
         """Drop weights, pool and compiled steps."""
@@ -137,7 +146,7 @@ class JaxRunner:
         return choose_pool_tokens(a_token, free, weight_bytes, share, useful, why)
 
 
-def _capacity(config: EngineConfig, pool: Choice) -> RunnerCapacity:
+def _capacity(config: EngineConfig, pool: Choice, num_groups: int) -> RunnerCapacity:
     assert config.page_size and config.max_running_requests and config.chunked_prefill_size
     num_pages = max(int(str(pool.value)) // config.page_size, 1)
     return RunnerCapacity(
@@ -147,6 +156,7 @@ def _capacity(config: EngineConfig, pool: Choice) -> RunnerCapacity:
         max_step_tokens=config.chunked_prefill_size,
         # rows that share a prefix list its pages once each, so a step may name more pages than exist
         max_page_indices=2 * num_pages + config.max_running_requests,
+        num_groups=num_groups,
     )
 
 

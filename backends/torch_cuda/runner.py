@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +30,10 @@ class _Pending:
     arrays: dict[str, Tensor]
     done: torch.cuda.Event | None
 
-    def result(self) -> StepTokens:
+    def result(self) -> list[StepTokens]:
         if self.done is not None:
             self.done.synchronize()
-        return StepTokens(**{name: array.numpy() for name, array in self.arrays.items()})
+        return [StepTokens(**{name: array.numpy() for name, array in self.arrays.items()})]
 
 
 class TorchRunner:
@@ -62,7 +62,7 @@ class TorchRunner:
         assert self._step is not None
         started = time.monotonic()
         for batch in _warm_batches(self.capacity, self._context_length):
-            self.forward(batch).result()
+            self.forward([batch]).result()
         if fallen_back := self._step.operations.fallen_back:
             print(f"no decode graphs, because PyTorch runs {', '.join(fallen_back)}", file=sys.stderr)
             return
@@ -76,9 +76,11 @@ class TorchRunner:
         )
 
     @torch.inference_mode()
-    def forward(self, batch: ScheduleBatch) -> _Pending:
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> _Pending:
         """Launch a step: decode rows alone as a captured graph, anything else kernel by kernel."""
         assert self._step is not None, "the runner is closed"
+        (batch,) = batches
+        assert batch is not None, "a step has a batch"
         count, hidden = len(batch.logits_rows), None
         if self._graphs is not None and self._graphs.fits(batch):
             hidden, sampled = self._graphs.replay(batch)

@@ -236,3 +236,9 @@ def test_pool_smaller_than_a_page_is_refused() -> None:
         choose(max_total_tokens=15)
     config, _ = resolve(EngineConfig(max_total_tokens=16), INFO, CPU)
     assert config.max_total_tokens == 16
+
+
+@pytest.mark.parametrize("name", ["tp_size", "dp_size"])
+def test_torch_on_several_devices_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 2; the torch backend serves on one device"):
+        choose(replace(CPU, torch="2.13.0+cpu"), backend="torch", **{name: 2})

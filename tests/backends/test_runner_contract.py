@@ -138,11 +138,11 @@ class Bench:
         for row, count in parts:
             row.computed += count
             row.in_flight += row in sampled
-        return parts, sampled, self.runner.forward(batch)
+        return parts, sampled, self.runner.forward([batch])
 
     def collect(self, launched: tuple[tuple[Part, ...], list[Row], PendingTokens]) -> StepTokens:
         _, sampled, pending = launched
-        result = pending.result()
+        (result,) = pending.result()
         assert result.token_ids.shape == (len(sampled),)
         for row, token in zip(sampled, result.token_ids.tolist(), strict=True):
             assert 0 <= token < self.case.vocab_size

@@ -1,7 +1,7 @@
 """The engine's loop: overlap, aborts, failing steps, and books that do not balance."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -30,18 +30,20 @@ class Device(FakeRunner):
         self.fail_forward: set[int] = set()
         self.fail_result: set[int] = set()
 
-    def forward(self, batch: ScheduleBatch) -> PendingTokens:  # type: ignore[override]
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> PendingTokens:  # type: ignore[override]
+        (batch,) = batches
+        assert batch is not None
         self.events.append(f"forward {batch.step}")
         if batch.step in self.fail_forward:
             raise RuntimeError("no memory")
-        return Watched(self, batch, super().forward(batch))
+        return Watched(self, batch, super().forward(batches))
 
 
 class Watched:
     def __init__(self, device: Device, batch: ScheduleBatch, pending: PendingTokens) -> None:
         self.device, self.batch, self.pending = device, batch, pending
 
-    def result(self) -> StepTokens:
+    def result(self) -> Sequence[StepTokens]:
         self.device.events.append(f"result {self.batch.step}")
         tokens = self.pending.result()
         if self.batch.step in self.device.fail_result:
@@ -244,7 +246,7 @@ def test_stats_count_tokens_and_pages() -> None:
 
 def test_lost_pages_are_found_logged_counted_and_taken_back(caplog: pytest.LogCaptureFixture) -> None:
     engine, _ = make_engine(strict=False)
-    engine.scheduler.pool.allocate(5)  # nobody will ever free these
+    engine.schedulers[0].pool.allocate(5)  # nobody will ever free these
     engine.add_request(make_request("a", [1, 2, 3]))
     with caplog.at_level(logging.ERROR):
         answers = Answers(engine).all()
@@ -260,9 +262,9 @@ def test_lost_pages_are_found_logged_counted_and_taken_back(caplog: pytest.LogCa
 def test_a_double_free_is_an_error_in_tests_and_repaired_in_production() -> None:
     strict, _ = make_engine()
     with pytest.raises(IntegrityError, match="page 3 was freed"):
-        strict.scheduler.pool.free([3])
+        strict.schedulers[0].pool.free([3])
     engine, _ = make_engine(strict=False)
-    engine.scheduler.pool.free([3])
+    engine.schedulers[0].pool.free([3])
     assert (engine.stats().integrity_violations, engine.stats().free_pages) == (1, 64)
 
 
@@ -277,7 +279,7 @@ def test_a_bug_in_the_scheduler_ends_open_requests_not_the_engine(
     for _ in range(3):
         answers.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.scheduler, method, lambda *args: 1 // 0)
+        patch.setattr(engine.schedulers[0], method, lambda *args: 1 // 0)
         answers.step()
     answers.all()
     assert {answers.ends[name].finish_reason for name in "abc"} == {FinishReason.ERROR}

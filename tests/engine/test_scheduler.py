@@ -70,7 +70,7 @@ class Run:
         return outputs
 
     def check(self):
-        scheduler = self.engine.scheduler
+        scheduler = self.engine.schedulers[0]
         assert scheduler.find_lost_pages() is None
         if self.deep:
             scheduler.cache.check_integrity()
@@ -149,12 +149,12 @@ def test_policies_with_random_aborts(policy, eviction):
             run.step()
         if rng.random() < 0.3:
             victim = str(rng.randrange(index + 1))
-            alive = victim in engine.scheduler.requests
+            alive = victim in engine.schedulers[0].requests
             assert engine.abort(victim) == alive
             run.check()
             if alive:
                 aborted.add(victim)
-                assert victim not in engine.scheduler.requests
+                assert victim not in engine.schedulers[0].requests
     run.all()
     assert sorted(run.finished, key=int) == [str(index) for index in range(300)]
     assert len(aborted) > 30
@@ -171,9 +171,9 @@ def record_batches(engine):
     batches: list[ScheduleBatch] = []
     forward = engine.runner.forward
 
-    def recorded(batch):
-        batches.append(batch)
-        return forward(batch)
+    def recorded(step):
+        batches.extend(step)
+        return forward(step)
 
     engine.runner.forward = recorded
     return batches
@@ -203,7 +203,7 @@ def test_budget_and_order_within_a_step():
 
 def test_decode_does_not_starve_prefill_when_rows_fill_the_budget():
     engine = make_engine(pages=200, chunk=4, rows=16)
-    assert engine.scheduler.max_rows == 4
+    assert engine.schedulers[0].max_rows == 4
     run = Run(engine)
     for index in range(12):
         engine.add_request(make_request(index, [index + 1] * 9, 30))
@@ -303,7 +303,7 @@ def test_priority_runs_first_and_is_preempted_last():
     preempted = set()
     while engine.has_work:
         run.step()
-        preempted |= {each.id for each in engine.scheduler.waiting if each.num_preemptions}
+        preempted |= {each.id for each in engine.schedulers[0].waiting if each.num_preemptions}
     assert preempted and not any(name.startswith("high") for name in preempted)
     position = {name: place for place, name in enumerate(run.finished)}
     assert position["high0"] < 5 and position["high1"] < 5
@@ -341,9 +341,9 @@ def test_simulated_trace_of_ten_thousand_requests():
             if entry:
                 engine.add_request(make_request(entry[0], entry[1], lengths[entry[0]], eos=[EOS]))
         run.step()
-        busiest = max(busiest, engine.scheduler.num_running)
-        if engine.scheduler.counters.steps % 200 == 0:
-            engine.scheduler.cache.check_integrity()
+        busiest = max(busiest, engine.schedulers[0].num_running)
+        if engine.schedulers[0].counters.steps % 200 == 0:
+            engine.schedulers[0].cache.check_integrity()
     run.all()
     assert busiest > 48
     for index, prompt in enumerate(prompts):
@@ -408,7 +408,7 @@ def test_sampler_variant_is_the_cheapest_that_serves_all_rows(rows, variant):
     engine = make_engine()
     for index, params in enumerate(rows):
         engine.add_request(make_request(index, [index + 1] * 3, 2, **params))
-    batch = engine.scheduler.schedule()
+    batch = engine.schedulers[0].schedule()
     assert batch is not None and batch.variant == variant
 
 
@@ -417,7 +417,7 @@ def test_bias_entries_name_their_rows():
     engine.add_request(make_request("a", [1, 2], temperature=0.7))
     engine.add_request(make_request("b", [3, 4], logit_bias={5: -100, 6: 2.5}))
     engine.add_request(make_request("c", [5, 6], eos=[EOS], min_new_tokens=1, stop_token_ids=(7,)))
-    batch = engine.scheduler.schedule()
+    batch = engine.schedulers[0].schedule()
     assert batch is not None
     sampling = batch.sampling
     entries = zip(sampling.bias_rows, sampling.bias_ids, sampling.bias_values, strict=True)

@@ -2,6 +2,7 @@
 its tokens are the oracle's, and the books balance after every step."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,14 +30,16 @@ class Unreliable(FakeRunner):
     last_failure = -10
     num_failures = 0
 
-    def forward(self, batch: ScheduleBatch) -> PendingTokens:  # type: ignore[override]
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> PendingTokens:  # type: ignore[override]
+        (batch,) = batches
+        assert batch is not None
         failing = self.fails and batch.step > self.last_failure + 6 and self.rng.random() < 0.02
         if failing:
             self.last_failure = batch.step
             self.num_failures += 1
             if self.rng.random() < 0.5:
                 raise RuntimeError("the launch failed")
-        return Outcome(super().forward(batch), failing)
+        return Outcome(super().forward(batches), failing)
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Outcome:
     pending: PendingTokens
     failing: bool
 
-    def result(self) -> StepTokens:
+    def result(self) -> Sequence[StepTokens]:
         tokens = self.pending.result()
         if self.failing:
             raise RuntimeError("the step failed")
@@ -141,8 +144,8 @@ class World:
         self.check_books()
 
     def check_books(self) -> None:
-        assert self.engine.scheduler.find_lost_pages() is None
-        self.engine.scheduler.cache.check_integrity()
+        assert self.engine.schedulers[0].find_lost_pages() is None
+        self.engine.schedulers[0].cache.check_integrity()
 
     def expected(self, request: Request) -> list[int]:
         params, prompt = request.params, request.prompt_ids.tolist()

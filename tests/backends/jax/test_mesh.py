@@ -28,6 +28,7 @@ GREEDY = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=Tru
 def plain_shape_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile one shape, and not the one with penalties and logprobs: most of these tests' time."""
     monkeypatch.setattr(runner_module, "compiled_shapes", lambda tokens: [Shape(tokens, False)])
+    monkeypatch.setattr(runner_module, "shape_of", lambda tokens, *_: Shape(tokens, False))
 
 
 def generate(
@@ -88,6 +89,18 @@ def test_a_split_family_gives_the_oracles_tokens(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "dp", "tp"), [("llama", 4, 1), ("qwen2-window", 4, 2), ("gemma3", 2, 4)])
+def test_groups_of_devices_give_the_oracles_tokens(
+    name: str, dp: int, tp: int, tmp_path: Path, plain_shape_only: None
+) -> None:
+    """More prompts than groups, of many lengths: groups run out of work at different times."""
+    model = save_tiny_model(name, tmp_path)
+    prompts = prompts_of(160, 9)
+    outputs = generate(prompts, [GREEDY] * 9, model_path=str(tmp_path), dp_size=dp, tp_size=tp)
+    assert_oracle_agrees(model, prompts, outputs)
+
+
+@pytest.mark.slow
 def test_sampling_and_penalties_do_not_depend_on_the_mesh(tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path, vocab_size=157)
     prompts = prompts_of(157, 5)
@@ -99,16 +112,22 @@ def test_sampling_and_penalties_do_not_depend_on_the_mesh(tmp_path: Path) -> Non
         SamplingParams(temperature=1.0, min_p=0.05, logprobs=3, logit_bias={7: 3.0}, **common),
         GREEDY,
     ]
-    one, four = (generate(prompts, params, model_path=str(tmp_path), tp_size=tp) for tp in (1, 4))
-    assert one == four
+    one, four, groups = (
+        generate(prompts, params, model_path=str(tmp_path), dp_size=dp, tp_size=tp)
+        for dp, tp in ((1, 1), (1, 4), (2, 2))
+    )
+    assert one == four == groups
 
 
 @pytest.mark.slow
-def test_smollm2_over_three_devices(plain_shape_only: None) -> None:
-    """Nine heads and three KV heads."""
-    prompts = prompts_of(49_000, 3)
-    one, three = (generate(prompts, [GREEDY] * 3, chunked_prefill_size=16, tp_size=tp) for tp in (1, 3))
-    assert one == three
+def test_smollm2_over_three_and_six_devices(plain_shape_only: None) -> None:
+    """Nine heads and three KV heads; alone, and in two groups."""
+    prompts = prompts_of(49_000, 4)
+    one, three, six = (
+        generate(prompts, [GREEDY] * 4, chunked_prefill_size=16, dp_size=dp, tp_size=tp)
+        for dp, tp in ((1, 1), (1, 3), (2, 3))
+    )
+    assert one == three == six
 
 
 @pytest.mark.slow

@@ -49,11 +49,11 @@ def test_a_bucket_says_what_the_exact_step_says(runner: TorchRunner, variant: Sa
         logits_positions=np.arange(3, dtype=np.int32),
     )
 
-    runner.forward(prompt).result()
-    want = runner.forward(decode).result().token_ids
+    runner.forward([prompt]).result()
+    want = runner.forward([decode]).result()[0].token_ids
     want_slots = step.state.slots.clone()
 
-    runner.forward(prompt).result()
+    runner.forward([prompt]).result()
     layout = Layout.decode(8, variant, capacity)
     static = torch.full((layout.size(),), 2, dtype=torch.int32)  # pages and slots that exist
     packed = pack_pinned(layout, decode, static.device)
