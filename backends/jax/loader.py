@@ -35,12 +35,18 @@ def load_params(
         total=steps, desc="loading weights", unit="tensor", leave=False, dynamic_ncols=True
     ) as progress:
         for param, group in groupby(weights, key=lambda weight: weight[0]):
-            shards = _Shards(param, abstract_param(param, num_layers, dtype, mesh, rules))
-            for _, layer, array in group:
-                shards.put(layer, array)
-                progress.update()
-            arrays[param.name] = shards.on_devices()
+            made = abstract_param(param, num_layers, dtype, mesh, rules)
+            arrays[param.name] = _load(param, made, group, progress)
     return arrays
+
+
+def _load(param: ParamSpec, made: jax.ShapeDtypeStruct, group: Iterator[Weight], progress: tqdm) -> jax.Array:
+    """One parameter. The host's copy is gone when this returns."""
+    shards = _Shards(param, made)
+    for _, layer, stored in group:
+        shards.put(layer, stored)
+        progress.update()
+    return jax.block_until_ready(shards.on_devices())
 
 
 def abstract_param(
