@@ -17,7 +17,9 @@ from ..engine.errors import ConfigError, ModelError
 from ..engine.plan import CompiledStep, LayoutPlan, Plan, PlanOptions, StepPlan, Transfer
 from ..engine.runner import ModelInfo
 from ..sharding.collectives import Collective
+from ..sharding.mesh import MeshSpec
 from ..sharding.roofline import roofline
+from ..sharding.rules import ShardingError
 from ..sharding.topology import Chip, Topology, TopologyError
 from .footprint import Footprint, Work, tensor_sizes
 from .hardware import Hardware
@@ -42,15 +44,16 @@ def plan(**options: object) -> Plan:
     return make_plan(PlanOptions(**options))  # type: ignore[arg-type]
 
 
-def make_plan(options: PlanOptions) -> Plan:
-    """`plan` of options that were checked."""
+def make_plan(options: PlanOptions, compile_all: bool = False) -> Plan:
+    """`plan` of options that were checked. Of each layout the largest decode step and the prefill chunk are
+    compiled, or all steps."""
     topology, chip = _slice(options)
     source = plan_source(options)
     spec = read_spec(source)
     config, choices = _resolved(options, source, spec, chip, topology)
     assert topology.num_devices is not None and config.context_length is not None
     layouts = [
-        _layout(spec, config, chip, data, tensor)
+        _layout(spec, config, chip, data, tensor, options.rows or DECODE_ROWS)
         for data, tensor in _layouts(spec, topology.num_devices, options)
     ]
     if all(each.refusal for each in layouts):
@@ -58,7 +61,7 @@ def make_plan(options: PlanOptions) -> Plan:
             f"{source.name} does not fit {topology.name}: {_too_small(spec, config, chip, layouts)}"
         )
     if options.compile:
-        layouts = _compiled(spec, config, topology, layouts)
+        layouts = _compiled(spec, config, topology, layouts, compile_all)
     fitting = [each for each in layouts if each.refusal is None]
     return Plan(
         model=source.name,
@@ -145,7 +148,7 @@ def _resolved(
 
 def _layouts(spec: ModelSpec, devices: int, options: PlanOptions) -> list[tuple[int, int]]:
     """(data, tensor) of the layouts to look at: the one that was asked for, or all that use every device."""
-    data, tensor = options.layout()
+    data, tensor = _asked_mesh(options)
     sizes = tensor_sizes(spec)
     if tensor is not None and tensor not in sizes:
         accepted = ", ".join(map(str, sizes))
@@ -166,8 +169,24 @@ def _layouts(spec: ModelSpec, devices: int, options: PlanOptions) -> list[tuple[
     return found
 
 
-def _layout(spec: ModelSpec, config: EngineConfig, chip: Chip, data: int, tensor: int) -> LayoutPlan:
-    """The plan of one layout, steps included if it fits."""
+def _asked_mesh(options: PlanOptions) -> tuple[int | None, int | None]:
+    """(data, tensor) as asked, None where nothing was said."""
+    if options.mesh is None:
+        return options.dp_size, options.tp_size
+    try:
+        mesh = MeshSpec.parse(options.mesh)
+    except ShardingError as error:
+        raise ConfigError(str(error)) from error
+    if (options.dp_size or mesh.data) != mesh.data or (options.tp_size or mesh.tensor) != mesh.tensor:
+        also = f"dp_size is {options.dp_size} and tp_size is {options.tp_size}"
+        raise ConfigError(f"mesh is {options.mesh!r}, but {also}")
+    return mesh.data, mesh.tensor
+
+
+def _layout(
+    spec: ModelSpec, config: EngineConfig, chip: Chip, data: int, tensor: int, rows: Sequence[int] = ()
+) -> LayoutPlan:
+    """The plan of one layout; if it fits, with decode steps of these numbers of rows and a prefill chunk."""
     footprint = _footprint(spec, config, data, tensor)
     assert config.mem_fraction_static and config.page_size and config.context_length
     budget = int(config.mem_fraction_static * chip.hbm_bytes) - footprint.weight_bytes
@@ -191,19 +210,21 @@ def _layout(spec: ModelSpec, config: EngineConfig, chip: Chip, data: int, tensor
             f" tokens need {_gib(need)} a device; {config.mem_fraction_static:g} of {chip.name}'s"
             f" {_gib(chip.hbm_bytes)} is {_gib(given)}, {_gib(need - given)} too little",
         )
-    return replace(found, steps=tuple(_steps(footprint, config, chip, found)))
+    return replace(found, steps=tuple(_steps(footprint, config, chip, found, rows)))
 
 
 def _footprint(spec: ModelSpec, config: EngineConfig, data: int, tensor: int) -> Footprint:
     return Footprint(spec, data, tensor, _ITEM_BYTES[config.dtype], _ITEM_BYTES[config.kv_cache_dtype])
 
 
-def _steps(footprint: Footprint, config: EngineConfig, chip: Chip, layout: LayoutPlan) -> Iterator[StepPlan]:
-    """Decode at several numbers of rows, as many as fit, and the largest prefill chunk."""
+def _steps(
+    footprint: Footprint, config: EngineConfig, chip: Chip, layout: LayoutPlan, wanted: Sequence[int]
+) -> Iterator[StepPlan]:
+    """Decode at the wanted numbers of rows that fit and at the most rows, and the largest prefill chunk."""
     assert config.context_length and config.max_running_requests and config.chunked_prefill_size
     context, data = config.context_length, layout.data
     most = min(layout.requests[context], config.max_running_requests * data)
-    for rows in sorted({*(each for each in DECODE_ROWS if data <= each <= most), most}):
+    for rows in sorted({*(each for each in wanted if data <= each <= most), most}):
         yield _step("decode", rows, -(-rows // data), context, footprint.decode(rows, context), chip)
     tokens = config.chunked_prefill_size
     yield _step("prefill", data, tokens, 0, footprint.prefill(tokens), chip)
@@ -254,17 +275,17 @@ def _too_small(spec: ModelSpec, config: EngineConfig, chip: Chip, layouts: Seque
 
 
 def _compiled(
-    spec: ModelSpec, config: EngineConfig, topology: Topology, layouts: Sequence[LayoutPlan]
+    spec: ModelSpec, config: EngineConfig, topology: Topology, layouts: Sequence[LayoutPlan], every_step: bool
 ) -> list[LayoutPlan]:
-    """The layouts that fit with their largest decode step and their prefill chunk compiled, several at a
-    time. Shows progress on stderr."""
+    """The layouts that fit with every step compiled, or the largest decode step and the prefill chunk,
+    several at a time. Shows progress on stderr."""
     from .jax.aot import compile_for_plan
 
     jobs = [
         (layout, at)
         for layout in layouts
         if layout.refusal is None
-        for at in (len(layout.steps) - 2, len(layout.steps) - 1)
+        for at in range(0 if every_step else len(layout.steps) - 2, len(layout.steps))
     ]
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,

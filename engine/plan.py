@@ -35,6 +35,9 @@ class PlanOptions:
     chunked_prefill_size: int | None = option(None, "token budget of a step")
     page_size: int | None = option(None, "tokens in a page of the KV pool")
     mem_fraction_static: float | None = option(None, "share of a device's memory for weights and KV pool")
+    rows: tuple[int, ...] = option(
+        (), "a number of rows to tell the decode step of; give it several times; default: 1, 8, 64, 256"
+    )
     compile: bool = option(True, "compile the steps with the TPU compiler; without, arithmetic alone")
 
     def __post_init__(self) -> None:
@@ -43,24 +46,10 @@ class PlanOptions:
                 raise ConfigError(
                     f"{name} is not given; a plan needs a model and a TPU slice such as v6e:2x4"
                 )
-        for name in ("tp_size", "dp_size", "context_length"):
+        for name in ("tp_size", "dp_size", "context_length", "rows"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and min(value if isinstance(value, tuple) else (value,), default=1) < 1:
                 raise ConfigError(f"{name} is {value}; accepted is an integer of at least 1")
-
-    def layout(self) -> tuple[int | None, int | None]:
-        """(data, tensor) as asked, None where nothing was said."""
-        asked: dict[str, int | None] = {"data": self.dp_size, "tensor": self.tp_size}
-        for part in (self.mesh or "").split(",") if self.mesh else ():
-            axis, _, size = part.partition("=")
-            if axis not in asked or not size.isdecimal() or int(size) < 1:
-                raise ConfigError(
-                    f"mesh is {self.mesh!r}; accepted are sizes of its axes, as data=1,tensor=8"
-                )
-            if asked[axis] not in (None, int(size)):
-                raise ConfigError(f"mesh is {self.mesh!r}, but {axis} was given as {asked[axis]} too")
-            asked[axis] = int(size)
-        return asked["data"], asked["tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
