@@ -28,20 +28,32 @@ TEMPORARIES = 0.02  # of a device's memory
 TRAFFIC = 1.10  # of weights and live KV read once
 ARITHMETIC = 0.05  # by which the planner's memory may miss the compiler's
 
+COLUMNS = (
+    "model",
+    "pool",
+    "step",
+    "arguments",
+    "temporaries",
+    "code",
+    "in place",
+    "HBM",
+    "transfers",
+    "seconds",
+)
 PAGE = """# Steps compiled for TPUs that are not here
 
 Written by `benchmarks/tpu_step_matrix.py`: the step that serves (`backends/jax/step.py`, our attention
 kernel inside), compiled by libtpu's own compiler from `config.json` facts alone, bfloat16, page size 64,
 each model over all devices of the slice. Figures are of one device.
 
-- **pool**: tokens of KV cache, {fraction} of the device's memory less the weights. It is an argument of the step;
-  "in place" says that the compiler aliases all of it with the result.
+- **pool**: tokens of KV cache, {fraction} of the device's memory less the weights. It is an argument of the
+  step; "in place" says that the compiler aliases all of it with the result.
 - **arguments**: weights, pool and batch as the compiler counts them, and in brackets by how much the
   planner's arithmetic misses it.
 - **temporaries**, **code**: what else the step takes; temporaries also as a share of the device's memory.
-- **HBM**: bytes that one step moves to and from HBM, read from the compiled program (`sharding/traffic.py`) with
-  the attention kernel's own cost estimate, in the greedy case; then as a multiple of weights and live KV
-  read once. In a prefill chunk, activations come on top.
+- **HBM**: bytes that one step moves to and from HBM, read from the compiled program (`sharding/traffic.py`)
+  with the attention kernel's own cost estimate, in the greedy case; then as a multiple of weights and
+  live KV read once. In a prefill chunk, activations come on top.
 - **transfers**: between devices, in a greedy step; those that only steps with sampling make are in brackets.
 - **seconds**: of compilation, on two busy cores.
 """
@@ -121,10 +133,8 @@ def page(found: dict[str, Any]) -> str:
         if plans:
             one = plans[0]
             lines.append(f"## {topology}: {one['devices']} devices of {one['chip']}\n")
-            lines.append(
-                "| model | pool | step | arguments | temporaries | code | in place | HBM | transfers | seconds |"
-            )
-            lines.append("|---" * 10 + "|")
+            lines.append("| " + " | ".join(COLUMNS) + " |")
+            lines.append("|---" * len(COLUMNS) + "|")
             lines += [row(plan, step) for plan in plans for step in plan["layouts"][0]["steps"]]
             lines.append("")
     if refused:

@@ -79,7 +79,7 @@ def _cells(step: StepPlan) -> tuple[str, ...]:
 
 def _name(step: StepPlan) -> str:
     if step.kind == "decode":
-        return f"decode of {step.rows} rows at {step.context:,}"
+        return f"decode of {step.rows} row{'s' * (step.rows > 1)} at {step.context:,}"
     return f"prefill of {step.tokens:,}" + (f" in {step.rows} groups" if step.rows > 1 else "")
 
 
