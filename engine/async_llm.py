@@ -41,11 +41,9 @@ from .request import Request, SamplingParams
 from .request_builder import Prompt, RequestBuilder
 from .runner import Backend, ModelInfo, RunnerCapacity
 from .stats import EngineStats
-from .text.tokenizer import Tokenizer, tokenizer_of
+from .text.tokenizer import LONG_PROMPT, Tokenizer, tokenizer_of
 
 logger = logging.getLogger(__name__)
-
-LONG_PROMPT = 4096  # characters or ids; longer ones are encoded and checked in a thread
 
 
 class AsyncLLM:

@@ -1,5 +1,6 @@
 """Models, tokenizing, server information, cache and aborts."""
 
+import asyncio
 import dataclasses
 import time
 from typing import Any
@@ -43,7 +44,7 @@ def add_model_routes(app: FastAPI, server: Server) -> None:
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, TokenizeBody, limit)
         check_model(server, body.model)
-        ids = _token_ids(server, body)
+        ids = await _token_ids(server, body)
         most = server.llm.info.context_length
         return json_response({"tokens": ids, "count": len(ids), "max_model_len": most})
 
@@ -54,7 +55,7 @@ def add_model_routes(app: FastAPI, server: Server) -> None:
         check_model(server, body.model)
         _check_ids(server, body.tokens)
         tokenizer = need_tokenizer(server, "tokens")
-        text = tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)
+        text = await asyncio.to_thread(tokenizer.decode, body.tokens, body.skip_special_tokens)
         return json_response({"prompt": text, "text": text})
 
 
@@ -97,7 +98,7 @@ def add_admin_routes(app: FastAPI, server: Server) -> None:
         return json_response({"aborted": await server.llm.abort(None if body.abort_all else body.rid)})
 
 
-def _token_ids(server: Server, body: TokenizeBody) -> list[int]:
+async def _token_ids(server: Server, body: TokenizeBody) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("accepted is one of prompt and messages, and exactly one of them", "prompt")
     if body.messages is not None:
@@ -106,13 +107,14 @@ def _token_ids(server: Server, body: TokenizeBody) -> list[int]:
                 "add_special_tokens is true; with messages the chat template writes them, accepted is false",
                 "add_special_tokens",
             )
-        return chat_ids(server, body.messages, body.chat_template_kwargs, body.add_generation_prompt)
+        return await chat_ids(server, body.messages, body.chat_template_kwargs, body.add_generation_prompt)
     if body.chat_template_kwargs:
         raise RequestError(
             "chat_template_kwargs is given; it is accepted only with messages", "chat_template_kwargs"
         )
     tokenizer = need_tokenizer(server, "prompt")
-    return tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
+    special = body.add_special_tokens is not False
+    return await asyncio.to_thread(tokenizer.encode, body.prompt or "", special)
 
 
 def _check_ids(server: Server, ids: list[int]) -> None:

@@ -31,14 +31,14 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
         body = await read_body(request, ChatBody, server.options.max_body_bytes)
         check_model(server, body.model)
         options = read_stream_options(body)
-        job = _job(server, body)
+        job = await _job(server, body)
         if body.stream:
             return EventStream(server, _events(server, body, job, options.include_usage))
         finals = await collect(server, request.receive, job)
         return json_response(_answer(server, body, job, finals[0]))
 
 
-def _job(server: Server, body: ChatBody) -> Job:
+async def _job(server: Server, body: ChatBody) -> Job:
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError(
             f"top_logprobs is {body.top_logprobs}; it is accepted only with logprobs true", "top_logprobs"
@@ -55,7 +55,7 @@ def _job(server: Server, body: ChatBody) -> Job:
         body, server.llm.info.default_sampling, limits.pop() if limits else None, logprobs
     )
     return Job(
-        prompts=[chat_ids(server, body.messages, body.chat_template_kwargs)],
+        prompts=[await chat_ids(server, body.messages, body.chat_template_kwargs)],
         params=[params],
         id=new_id(body, "chatcmpl"),
         field="messages",

@@ -1,8 +1,10 @@
 """From messages to token ids, by the model's chat template."""
 
+import asyncio
 from typing import Any
 
 from ..errors import RequestError
+from ..text.tokenizer import LONG_PROMPT
 from .openai_common import need_tokenizer
 from .protocol.base import shorten
 from .protocol.openai import read_messages
@@ -13,7 +15,7 @@ _TAKEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "
 _TAKEN |= {"tokenize", "chat_template", "conversation", "return_dict", "return_tensors"}
 
 
-def chat_ids(
+async def chat_ids(
     server: Server, items: list[Any], kwargs: dict[str, Any], add_generation_prompt: bool = True
 ) -> list[int]:
     """The prompt's token ids. Raises RequestError naming the message, or what the template said."""
@@ -23,6 +25,11 @@ def chat_ids(
             path = f"chat_template_kwargs.{name}"
             raise RequestError(f"{path} is {shorten(kwargs[name])}; the server itself sets {name}", path)
     messages = read_messages(items)
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **kwargs)
-    # The template writes its own special tokens.
-    return tokenizer.encode(text, add_special_tokens=False, max_tokens=server.llm.info.context_length)
+
+    def encode() -> list[int]:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        # The template writes its own special tokens.
+        return tokenizer.encode(text, add_special_tokens=False, max_tokens=server.llm.info.context_length)
+
+    is_long = sum(len(each["content"]) for each in messages) > LONG_PROMPT
+    return await asyncio.to_thread(encode) if is_long else encode()

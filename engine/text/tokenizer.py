@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
+LONG_PROMPT = 4096  # characters or ids; longer ones belong into a thread where others wait
+
 
 class Tokenizer:
     """A Hugging Face fast tokenizer. Encoding and decoding may be called from several threads.
@@ -66,13 +68,18 @@ class Tokenizer:
                 f"the prompt is not valid Unicode: there is a lone surrogate at character {error.start}",
                 "prompt",
             ) from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # a batch of one, for it lets other threads run meanwhile; 200,000 tokens take a second
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Bytes that are no UTF-8 become U+FFFD; unknown ids are left out."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
+        if len(ids) > LONG_PROMPT:  # as in `encode`
+            (text,) = self._backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
+        else:
+            text = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def token(self, index: int) -> str | None:
         """The token as the vocabulary spells it; None for an id that is not in it."""
@@ -165,6 +172,12 @@ def tokenizer_of(config: EngineConfig, info: ModelInfo) -> Tokenizer | None:
     return load_tokenizer(config.tokenizer_path or info.path, config.chat_template, config.revision)
 
 
+_ACCEPTED = (
+    "accepted are a folder or repo with a tokenizer.json and a .gguf file (tokenizer_path names one,"
+    " skip_tokenizer_init needs none)"
+)
+
+
 def load_tokenizer(
     path: str, chat_template_file: str | None = None, revision: str | None = None
 ) -> Tokenizer:
@@ -184,15 +197,16 @@ def load_tokenizer(
         fast = _load_generic(path) or _load_auto(path, revision)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(
-            f"no tokenizer could be loaded from {path}: {reason}; accepted are a folder or repo with a"
-            " tokenizer.json and a .gguf file (tokenizer_path names one, skip_tokenizer_init needs none)"
-        ) from error
+        raise ModelError(f"no tokenizer could be loaded from {path}: {reason}; {_ACCEPTED}") from error
     if not getattr(fast, "is_fast", False):
         raise ModelError(
             f"the tokenizer of {path} is a {type(fast).__name__}; accepted are fast tokenizers, which come"
             " with a tokenizer.json"
         )
+    backend = fast.backend_tokenizer
+    if backend.get_vocab_size(with_added_tokens=False) <= len(backend.get_added_tokens_decoder()):
+        # what transformers makes up where a folder has no tokenizer: a few special tokens, no text
+        raise ModelError(f"{path} has no tokenizer; {_ACCEPTED}")
     return Tokenizer(fast, template)
 
 

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -101,3 +103,27 @@ def test_loading_pulls_in_neither_torch_nor_jax() -> None:
     code = f"import sys; sys.path[:] = {sys.path!r}; {code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "False set()"
+
+
+def test_others_run_while_a_long_text_is_encoded() -> None:
+    """In a thread, as the server does it: no other thread waits for the whole of it."""
+    ours = tokenizer("smollm2-135m-instruct")
+    text = "one two three four " * 30_000
+    begun, longest = time.perf_counter(), 0.0
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(ours.encode, text)
+        last = begun
+        while not work.done():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+    assert len(work.result()) > 100_000
+    assert longest < (last - begun) / 2
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma3_text", "llama"])
+def test_a_folder_without_a_tokenizer_is_told(kind: str, tmp_path: Path) -> None:
+    """transformers makes one of special tokens up for some of these, which knows no text."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": 99}))
+    with pytest.raises(ModelError, match="tokenizer.*skip_tokenizer_init"):
+        load_tokenizer(str(tmp_path))
