@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import __version__
 from .engine.cli.joints import Conversion, Joints, Machine
@@ -14,7 +15,14 @@ from .engine.runner import Backend
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default the process's own, and return the exit status."""
-    joints = Joints(version=__version__, find_backend=find_backend, survey=survey, convert=convert, plan=plan)
+    joints = Joints(
+        version=__version__,
+        find_backend=find_backend,
+        survey=survey,
+        convert=convert,
+        plan=plan,
+        follow=follow,
+    )
     return run_command(sys.argv[1:] if argv is None else argv, joints)
 
 
@@ -44,6 +52,13 @@ def plan(options: PlanOptions) -> Plan:
     from .backends.planner import make_plan
 
     return make_plan(options)
+
+
+def follow(config: EngineConfig) -> NoReturn:
+    """Run a process of several hosts that is not the first, for `radixmesh serve --node-rank`."""
+    from .backends.follow import follow as follow_leader
+
+    follow_leader(config)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,15 @@ from .hardware import Hardware
 def backend_for(config: EngineConfig) -> Backend:
     """The backend that `config` asks for."""
     if config.backend == "fake":
+        if config.nnodes > 1:
+            raise ConfigError(f"nnodes is {config.nnodes}; accepted for backend=fake is 1")
         from .fake.backend import FAKE_BACKEND
 
         return FAKE_BACKEND
+    if config.node_rank:
+        raise ConfigError(
+            f"node_rank is {config.node_rank}; accepted is 0: other processes are started by radixmesh serve"
+        )
     return Backend(describe_model, create_runner)
 
 
@@ -32,6 +38,8 @@ def create_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
 
     hardware = detect()
     config, choices = resolve(config, info, hardware)
+    if config.backend == "torch" and config.nnodes > 1:
+        raise ConfigError(f"nnodes is {config.nnodes}; accepted for backend=torch is 1")
     create = create_torch_runner if config.backend == "torch" else create_jax_runner
     return create(config, info, hardware, choices)
 
@@ -45,6 +53,7 @@ def create_jax_runner(
     from ..sharding.rules import ShardingRules
     from .jax.devices import mesh_for
     from .jax.loader import load_params
+    from .jax.multihost import FollowingRunner, LeadingRunner, join
     from .jax.partition import partition
     from .jax.runner import JaxRunner, use_compilation_cache
     from .models.checkpoint import open_checkpoint
@@ -58,6 +67,7 @@ def create_jax_runner(
     source = source_of(info)
     spec = read_spec(source)
     partition(spec, config.tp_size)  # refused before any weight is read
+    crew = join(config, spec) if config.nnodes > 1 else None
     mesh, rules = mesh_for(config, jax_device(hardware)), ShardingRules()
     params = param_table(spec)
     if config.load_format == "dummy":
@@ -70,7 +80,10 @@ def create_jax_runner(
         weights = iterate_params(spec, params, open_checkpoint(source))
     dtype = jnp.dtype(config.dtype)
     arrays = load_params(weights, params, spec.num_layers, dtype, mesh, rules)
-    return JaxRunner(config, info, spec, params, arrays, mesh, rules, (*choices, cache))
+    parts = (config, info, spec, params, arrays, mesh, rules, (*choices, cache))
+    if crew is None:
+        return JaxRunner(*parts)
+    return FollowingRunner(crew, *parts) if crew.rank else LeadingRunner(crew, *parts)
 
 
 def create_torch_runner(
@@ -97,6 +110,8 @@ def create_torch_runner(
             )
         device = torch.device("cuda", torch.cuda.current_device())
     source = source_of(info)
+    if source.orbax:
+        raise ConfigError(f"backend is torch; {source.orbax} is an Orbax checkpoint, which backend=jax reads")
     spec = read_spec(source)
     params = param_table(spec)
     dtype = getattr(torch, config.dtype)

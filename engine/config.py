@@ -71,6 +71,11 @@ class EngineConfig:
     strict_kernels: bool = option(False, "fail where a GPU kernel does not compile; else PyTorch runs it")
     tp_size: int = option(1, "tensor parallel devices: each layer is split over so many")
     dp_size: int = option(1, "data parallel groups; rows, tokens, queue and pool are those of each")
+    nnodes: int = option(1, "processes that the devices belong to, one for each host")
+    node_rank: int = option(0, "number of this process; 0 serves, the others follow it")
+    dist_init_addr: str | None = option(
+        None, "HOST:PORT of process 0 for the others, which also uses the next port"
+    )
     random_seed: int | None = option(None, "seed for requests that bring none; default: a new one each start")
     compilation_cache_dir: str | None = option(
         None, "folder of the persistent compilation cache; default: ~/.cache/radixmesh/compiled"
@@ -82,7 +87,7 @@ class EngineConfig:
             _check_type(each.name, getattr(self, each.name), each.type)
         for name in (
             "context_length", "max_total_tokens", "max_running_requests", "max_queued_requests",
-            "chunked_prefill_size", "page_size", "tp_size", "dp_size",
+            "chunked_prefill_size", "page_size", "tp_size", "dp_size", "nnodes",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -91,6 +96,7 @@ class EngineConfig:
             raise ConfigError(
                 f"mem_fraction_static is {self.mem_fraction_static}; accepted is a number between 0 and 1"
             )
+        _check_hosts(self)
 
     @classmethod
     def from_options(cls, **options: Any) -> "EngineConfig":
@@ -103,6 +109,26 @@ class EngineConfig:
                 near = difflib.get_close_matches(name, known, n=3) or known
                 raise ConfigError(f"{name} is not an option of the engine; near are {', '.join(near)}")
         return cls(**options)
+
+
+def _check_hosts(config: EngineConfig) -> None:
+    """Raise ConfigError unless the options of several hosts fit each other."""
+    nnodes, rank, address = config.nnodes, config.node_rank, config.dist_init_addr
+    if not 0 <= rank < nnodes:
+        raise ConfigError(f"node_rank is {rank}; accepted is 0 to {nnodes - 1}, as nnodes is {nnodes}")
+    if (address is None) != (nnodes == 1):
+        raise ConfigError(
+            f"nnodes is {nnodes} and dist_init_addr is {address!r}; accepted are both, or one process and no"
+            " address"
+        )
+    host, _, port = (address or "localhost:1").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+        raise ConfigError(f"dist_init_addr is {address!r}; accepted is HOST:PORT of process 0")
+    if (config.tp_size * config.dp_size) % nnodes:
+        raise ConfigError(
+            f"nnodes is {nnodes}; accepted is a divisor of tp_size x dp_size ="
+            f" {config.tp_size * config.dp_size}: every process has as many devices"
+        )
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:

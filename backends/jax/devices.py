@@ -19,8 +19,14 @@ def mesh_for(config: EngineConfig, platform: Device) -> Mesh:
     asked = f"dp_size is {config.dp_size} and tp_size is {config.tp_size}"
     try:
         if platform == "cpu" and spec.num_devices > 1:
-            simulate_cpu_devices(spec.num_devices)
+            simulate_cpu_devices(spec.num_devices // config.nnodes)
         devices = jax.devices(platform)
-        return make_mesh(devices, spec)
+        mesh = make_mesh(devices, spec)
     except ShardingError as error:
         raise ConfigError(f"{asked}: {error}") from None
+    if (owners := {device.process_index for device in mesh.devices.flat}) != set(range(config.nnodes)):
+        raise ConfigError(
+            f"{asked}, which takes devices of {len(owners)} of {config.nnodes} processes; accepted is all"
+            f" {len(devices)} devices"
+        )
+    return mesh

@@ -92,10 +92,16 @@ class JaxRunner:
         tokens = max(batch.num_tokens for batch in batches if batch is not None)
         variant = max(batch.variant for batch in batches if batch is not None)
         shape = shape_of(self.capacity.max_step_tokens, tokens, variant)
-        packed = jax.device_put(self._layouts[shape].pack(batches), self._rows)
+        sampled = self.launch(shape, self._layouts[shape].pack(batches))
+        return _Pending(sampled, [0 if batch is None else len(batch.sampled) for batch in batches])
+
+    def launch(self, shape: Shape, words: np.ndarray) -> dict[str, jax.Array]:
+        """Launch the compiled step for `shape` on packed batches, int32 [groups, words]: all that differs
+        from step to step. Returns what it samples."""
+        packed = jax.make_array_from_callback(words.shape, self._rows, words.__getitem__)
         assert self._state is not None, "warmup() comes first"
         self._state, sampled = self._compiled[shape](self._weights, self._state, packed)
-        return _Pending(sampled, [0 if batch is None else len(batch.sampled) for batch in batches])
+        return sampled
 
     def close(self) -> None:
         """Drop weights, pool and compiled steps."""
@@ -143,7 +149,12 @@ class JaxRunner:
             token_bytes(self._spec, self._kv_dtype, self._tensor.size),
             config.mem_fraction_static,
         )
-        return choose_pool_tokens(a_token, free, weight_bytes, share, useful, why)
+        pool = choose_pool_tokens(a_token, free, weight_bytes, share, useful, why)
+        return pool._replace(value=self.agree(int(str(pool.value))))
+
+    def agree(self, tokens: int) -> int:
+        """The pool's size, when this process has room for so many tokens."""
+        return tokens
 
 
 def _capacity(config: EngineConfig, pool: Choice, num_groups: int) -> RunnerCapacity:

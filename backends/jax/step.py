@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ...sharding.rules import ShardingRules
 from ...sharding.topology import chip_of
@@ -34,8 +34,13 @@ def lower_step(
     rows = rules.sharding(mesh, ("rows",))
     packed = jax.ShapeDtypeStruct((mesh.shape["data"], layout.size), jnp.int32, sharding=rows)
     step = make_step(definition, weights, layout, mesh, rules, attend)
+    # over several hosts every process gets what all data shards sampled: the one that reads it is there too
+    hosts = {device.process_index for device in mesh.devices.flat}
+    sampled = NamedSharding(mesh, PartitionSpec()) if len(hosts) > 1 else rows
+    shardings = (jax.tree.map(lambda each: each.sharding, state), sampled)
     options = _compiler_options(mesh.devices.flat[0])
-    return jax.jit(step, donate_argnums=1, compiler_options=options).lower(weights, state, packed)
+    compiled = jax.jit(step, donate_argnums=1, out_shardings=shardings, compiler_options=options)
+    return compiled.lower(weights, state, packed)
 
 
 def make_step(

@@ -6,6 +6,7 @@ Engine code imports no backend, so whatever knows of devices comes in as a funct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from ..config import Choice, EngineConfig
 from ..plan import Plan, PlanOptions
@@ -41,3 +42,4 @@ class Joints:
     survey: Callable[[EngineConfig], Machine]
     convert: Callable[[EngineConfig, Path], Conversion]
     plan: Callable[[PlanOptions], Plan]
+    follow: Callable[[EngineConfig], NoReturn]  # a process of several hosts that is not the first

@@ -34,8 +34,8 @@ def config_of(path: Path, **options: Any) -> EngineConfig:
     return EngineConfig(model_path=str(path), skip_tokenizer_init=True, **options)
 
 
-def loaded(path: Path, dtype: str = "float32") -> dict[str, jax.Array]:
-    """Every parameter of the model at `path`, by the way that its format takes."""
+def loaded(path: Path, dtype: str = "float32", tensor: int = 1) -> dict[str, jax.Array]:
+    """Every parameter of the model at `path` on a mesh, by the way that its format takes."""
     source = find_model(config_of(path))
     spec = read_spec(source)
     params = param_table(spec)
@@ -43,15 +43,15 @@ def loaded(path: Path, dtype: str = "float32") -> dict[str, jax.Array]:
         weights = orbax_checkpoint.stored_params(source.orbax, params, spec.num_layers)
     else:
         weights = iterate_params(spec, params, open_checkpoint(source))
-    mesh = make_mesh(jax.devices(), MeshSpec())
+    mesh = make_mesh(jax.devices(), MeshSpec(tensor=tensor))
     return load_params(weights, params, spec.num_layers, jnp.dtype(dtype), mesh, ShardingRules())
 
 
-def assert_same_model(original: Path, converted: Path, dtype: str = "float32") -> None:
-    wanted, got = loaded(original, dtype), loaded(converted, dtype)
+def assert_same_model(original: Path, converted: Path, dtype: str = "float32", tensor: int = 1) -> None:
+    wanted, got = loaded(original, dtype, tensor), loaded(converted, dtype, tensor)
     assert list(got) == list(wanted)
     for name, array in wanted.items():
-        assert got[name].dtype == array.dtype and got[name].shape == array.shape
+        assert (got[name].dtype, got[name].sharding) == (array.dtype, array.sharding)
         assert np.asarray(got[name]).tobytes() == np.asarray(array).tobytes(), name
     infos = []
     for path in (original, converted):
@@ -76,7 +76,8 @@ def test_safetensors_of_every_family(name: str, tmp_path: Path) -> None:
     save_tiny_model(name, tmp_path / "hf", dtype="bfloat16")
     convert(config_of(tmp_path / "hf"), tmp_path / "new")
     assert_same_model(tmp_path / "hf", tmp_path / "new")
-    assert_same_model(tmp_path / "hf", tmp_path / "new", "bfloat16")
+    assert_same_model(tmp_path / "hf", tmp_path / "new", "bfloat16", tensor=2)
+    assert_same_model(tmp_path / "hf", tmp_path / "new", "bfloat16", tensor=4)  # each KV head twice
 
 
 @pytest.mark.usefixtures("cut")
@@ -90,7 +91,7 @@ def test_gguf_of_every_family(name: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path, model, ARCHITECTURES[name], "Q8_0", tensors=factors)
     convert(config_of(path), tmp_path / "new")
-    assert_same_model(path, tmp_path / "new")
+    assert_same_model(path, tmp_path / "new", tensor=2)
     assert (tmp_path / "new" / "model.gguf").stat().st_size < path.stat().st_size / 2
 
 
@@ -127,6 +128,23 @@ def test_a_large_tensor_is_cut_where_a_mesh_cuts_it(monkeypatch: pytest.MonkeyPa
         "embed": ((4, 32), (8, 32)),  # of [160, 32]
         "attn_norm": ((1, 32), (1, 32)),
     }
+
+
+def test_only_what_is_sliced_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(orbax_checkpoint, "CHUNK", 500)
+    save_tiny_model("llama", tmp_path / "hf")
+    convert(config_of(tmp_path / "hf"), tmp_path / "new")
+    file = tmp_path / "new" / WEIGHTS / "q/c/1/0/0/0"  # four heads of layer 1, a kilobyte each
+    data = bytearray(file.read_bytes())
+    data[:1024] = bytes(1024)  # the first
+    file.write_bytes(data)
+    spec = read_spec(find_model(config_of(tmp_path / "new")))
+    params = [param for param in param_table(spec) if param.name == "q"]
+    layers = [array for _, _, array in orbax_checkpoint.stored_params(file.parents[5], params, 3)]
+    np.testing.assert_array_equal(layers[1][:, 2:4][:, 1], np.asarray(loaded(tmp_path / "hf")["q"][1, :, 3]))
+    assert np.asarray(layers[0]).shape == (32, 4, 8)
+    with pytest.raises(ModelError, match="/q is no complete array"):
+        np.asarray(layers[1][:, :2])
 
 
 def test_dtype_is_kept_or_chosen(tmp_path: Path) -> None:

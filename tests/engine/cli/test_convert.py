@@ -23,7 +23,9 @@ def test_it_converts_and_tells_time_and_memory(capsys: pytest.CaptureFixture[str
             weights=538_000_000, seconds=7.94, peak_memory=482_000_000, memory_before=260_000_000
         )
 
-    joints = Joints(version="9.9", find_backend=unused, survey=unused, convert=convert, plan=unused)
+    joints = Joints(
+        version="9.9", find_backend=unused, survey=unused, convert=convert, plan=unused, follow=unused
+    )
     assert main(["convert", "--model-path", "a/b", "--dtype", "bfloat16", "--output", "new"], joints) == 0
     assert asked == [(EngineConfig(model_path="a/b", dtype="bfloat16"), Path("new"))]
     said = capsys.readouterr().out
@@ -36,6 +38,8 @@ def test_it_converts_and_tells_time_and_memory(capsys: pytest.CaptureFixture[str
     ("flags", "said"), [([], "--output"), (["--output", "new", "--page-size", "16"], "--page-size is not an")]
 )
 def test_what_it_does_not_take(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    joints = Joints(version="9.9", find_backend=unused, survey=unused, convert=unused, plan=unused)
+    joints = Joints(
+        version="9.9", find_backend=unused, survey=unused, convert=unused, plan=unused, follow=unused
+    )
     assert main(["convert", *flags], joints) == 2
     assert said in capsys.readouterr().err

@@ -25,7 +25,12 @@ def small_machine(config: Any) -> Machine:
 
 
 JOINTS = Joints(
-    version="9.9", find_backend=no_backend, survey=small_machine, convert=no_backend, plan=no_backend
+    version="9.9",
+    find_backend=no_backend,
+    survey=small_machine,
+    convert=no_backend,
+    plan=no_backend,
+    follow=no_backend,
 )
 
 
@@ -83,7 +88,12 @@ def test_other_ends(raised: BaseException, status: int, capsys: pytest.CaptureFi
         raise raised
 
     joints = Joints(
-        version="9.9", find_backend=no_backend, survey=survey, convert=no_backend, plan=no_backend
+        version="9.9",
+        find_backend=no_backend,
+        survey=survey,
+        convert=no_backend,
+        plan=no_backend,
+        follow=no_backend,
     )
     assert cli.main(["doctor"], joints) == status
     assert capsys.readouterr().err == ("" if status == 130 else "radixmesh: error: it died\n")
