@@ -1,0 +1,46 @@
+"""Mistral: [TOOL_CALLS] and a JSON list; since tokenizer v11 [TOOL_CALLS]name[ARGS]{...} for each call."""
+
+import re
+import secrets
+import string
+
+from ..json_reader import next_char
+from ..parser import Malformed, Source, Steps
+from .format import NAME, ToolFormat, Tools, check_name, read_arguments, read_calls, read_json_call
+
+_CALLS, _ID, _ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+_ID_CHARS = re.compile(r"[A-Za-z0-9]*")
+
+
+def _read(source: Source, tools: Tools) -> Steps[None]:
+    def call(mark: str) -> Steps[None]:
+        if (yield from next_char(source)) == "[":
+            yield from _list(source, tools)
+            return
+        name = check_name(tools, (yield from source.run(NAME)))
+        if (yield from source.mark(_ID)):
+            yield from source.run(_ID_CHARS)
+        yield from source.mark(_ARGS)
+        yield from read_arguments(source, name)
+
+    yield from read_calls(source, (_CALLS,), call)
+
+
+def _list(source: Source, tools: Tools) -> Steps[None]:
+    source.at += 1
+    while True:
+        yield from read_json_call(source, tools)
+        char = yield from next_char(source)
+        if char not in ",]":
+            raise Malformed
+        source.at += 1
+        if char == "]":
+            return
+
+
+def _new_id() -> str:
+    """Mistral's templates take ids of nine letters and digits only."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
+MISTRAL = ToolFormat("mistral", _read, (_CALLS, _ID, _ARGS), (_CALLS,), _new_id)
