@@ -158,6 +158,17 @@ def tell_until(
         yield None
 
 
+def tell_rest(source: Source) -> Steps[None]:
+    """Tell all that comes as text."""
+    while True:
+        source.at = len(source.text)
+        if source.at:
+            yield Text(source.tell())
+        if source.ended:
+            return
+        yield None
+
+
 def _beginning(text: str, marks: Sequence[str]) -> int:
     """The most characters at the end of `text` that may be the beginning of a mark."""
     longest = min(len(text), max(map(len, marks)) - 1)
