@@ -1,6 +1,7 @@
 """What the phases of the TPU kernel share: one program's references, its softmax, its tiles of queries."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -154,7 +155,7 @@ def _lane_sums(x: jax.Array) -> jax.Array:
     """[rows, LANES] whose sum over lanes is that of `x` [rows, width]."""
     if x.shape[1] < LANES:
         return jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True) / LANES, (x.shape[0], LANES))
-    return sum(x[:, i : i + LANES] for i in range(0, x.shape[1], LANES))
+    return reduce(jnp.add, (x[:, i : i + LANES] for i in range(0, x.shape[1], LANES)))
 
 
 def block_of(p: Program, slot: Scalar, head: Scalar, pages: int) -> jax.Array:
