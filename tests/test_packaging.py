@@ -163,7 +163,7 @@ def third_party(path: Path) -> set[str]:
 
 
 # kernels for torch stand beside the others and are imported by its backend alone
-TORCH_KERNELS = tuple(
+TORCH_KERNELS = ("kernels/tuning.py",) + tuple(
     path.relative_to(ROOT).as_posix()
     for name in ("torch_ref.py", "triton.py")
     for path in ROOT.glob(f"kernels/*/{name}")
