@@ -1,8 +1,9 @@
 """Choosing a token from logits in Triton, without sorting.
 
 The vocabulary of a row is cut into chunks that programs scan side by side. Where a row asks for top-k
-or top-p, one program finds how far below the likeliest token the cut lies, by bisection: a pass over
-the row each, ending when the cut separates exactly what it must.
+or top-p, they first count how many tokens, and how much probability, lie within a few distances below
+the likeliest; the tokens of the least distance that holds enough are gathered, and one program finds
+the cut among them by bisection. Where too many tokens are as likely, it does so over the whole row.
 """
 
 import torch
@@ -14,8 +15,8 @@ from ..tuning import OPTIONS
 
 _CHUNK = 4096  # tokens that one program scans
 _WARPS = 8
-_FARTHEST = 128.0  # below the likeliest token; exp(-104) is 0 in float32
-_HALVINGS = 48  # of 128: 2**-41, finer than two different scaled logits lie apart
+_CANDIDATES = 8192  # that are gathered at most
+_HALVINGS = 48  # of a distance of at most 128: 2**-41, finer than two different scaled logits lie apart
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -35,16 +36,27 @@ def choose_tokens(
     indices: Tensor,
 ) -> Tensor:
     """One token id for each row, int32 [rows]; arguments and result as in `torch_ref.py`."""
-    (rows, vocab), stride = logits.shape, logits.stride(0)
+    (rows, vocab), stride, device = logits.shape, logits.stride(0), logits.device
     tops, top_ids = _chunk_results(logits)
-    cuts = torch.empty(rows, 2, dtype=torch.float32, device=logits.device)
+    counts = torch.empty(*tops.shape, 8, dtype=torch.int32, device=device)
+    masses = torch.empty(*tops.shape, 8, dtype=torch.float32, device=device)
+    candidates = torch.empty(rows, _CANDIDATES, dtype=logits.dtype, device=device)
+    cuts = torch.empty(rows, 4, dtype=torch.float32, device=device)
+    scanning = _scanning(logits)
     chunks = triton.next_power_of_2(tops.shape[1])
-    _scan[tops.shape](logits, tops, top_ids, stride, **_scanning(logits))
-    _cut[(rows,)](
-        logits, tops, temperature, top_k, top_p, min_p, cuts, stride, tops.shape[1], VOCAB=vocab,
-        CHUNK=_CHUNK, CHUNKS=chunks, FARTHEST=_FARTHEST, HALVINGS=_HALVINGS, num_warps=16, **OPTIONS,
+    _scan[tops.shape](logits, tops, top_ids, stride, **scanning)
+    _tally[tops.shape](
+        logits, tops, temperature, top_k, top_p, counts, masses, stride, CHUNKS=chunks, **scanning
+    )
+    _gather[tops.shape](
+        logits, tops, temperature, top_k, top_p, counts, masses, candidates, cuts, stride, CHUNKS=chunks,
+        CANDIDATES=_CANDIDATES, **scanning,
     )  # fmt: skip
-    _draw[tops.shape](logits, cuts, temperature, seeds, indices, tops, top_ids, stride, **_scanning(logits))
+    _cut[(rows,)](
+        logits, candidates, temperature, top_k, top_p, min_p, cuts, stride, VOCAB=vocab,
+        CANDIDATES=_CANDIDATES, HALVINGS=_HALVINGS, num_warps=16, **OPTIONS,
+    )  # fmt: skip
+    _draw[tops.shape](logits, cuts, temperature, seeds, indices, tops, top_ids, stride, **scanning)
     return _pick_all(tops, top_ids)
 
 
@@ -92,73 +104,154 @@ def _pick(tops, top_ids, token_ids, chunks, CHUNKS: tl.constexpr):
 
 
 @triton.jit
-def _below(logits, row, at, temperature, top, stride, VOCAB: tl.constexpr):
-    """How far logits / temperature lie below the largest, float32 from 0 to infinity."""
-    x = tl.load(logits + row.to(tl.int64) * stride + at, mask=at < VOCAB, other=float("-inf"))
-    return top - x.to(tl.float32) / temperature
+def _below(x, at, length, top, scale):
+    """How far x[at] times `scale` lie below the largest, float32 from 0; infinitely from `length` on."""
+    value = tl.load(x + at, mask=at < length, other=float("-inf"))
+    return (top - value.to(tl.float32)) * scale
 
 
 @triton.jit
-def _within(
-    logits, row, temperature, top, stride, bar, VOCAB: tl.constexpr, CHUNK: tl.constexpr
+def _distances():
+    """The distances below the likeliest token that are counted: 128, beyond which a probability is 0 in
+    float32, then 16, 8, ... 1/4."""
+    index = tl.arange(0, 8)
+    return tl.where(index == 0, 128.0, tl.exp2(5.0 - index))
+
+
+@triton.jit
+def _asks_for_cut(temperature, top_k, top_p, row, VOCAB: tl.constexpr):
+    tokens = tl.load(top_k + row)
+    return (tl.load(temperature + row) > 0) & (((tokens > 0) & (tokens < VOCAB)) | (tl.load(top_p + row) < 1))
+
+
+@triton.jit
+def _largest(tops, row, chunks, CHUNKS: tl.constexpr):
+    """The row's largest logit, from those of its chunks."""
+    at = tl.arange(0, CHUNKS)
+    return tl.max(tl.load(tops + row * chunks + at, mask=at < chunks, other=float("-inf")), 0)
+
+
+@triton.jit
+def _tally(
+    logits, tops, temperature, top_k, top_p, counts, masses, stride,
+    CHUNKS: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """How many tokens lie no farther than `bar` below the likeliest, and the sum of their exp(-below)."""
-    count = tl.zeros([CHUNK], tl.int32)
-    mass = tl.zeros([CHUNK], tl.float32)
-    for first in range(0, VOCAB, CHUNK):
-        below = _below(logits, row, first + tl.arange(0, CHUNK), temperature, top, stride, VOCAB)
-        kept = below <= bar
-        count += kept.to(tl.int32)
-        mass += tl.where(kept, tl.exp(-below), 0.0)
+    """How many tokens of one chunk lie within each distance, and the sum of their exp(-below)."""
+    row, chunk = tl.program_id(0), tl.program_id(1)
+    if _asks_for_cut(temperature, top_k, top_p, row, VOCAB):
+        at = chunk * CHUNK + tl.arange(0, CHUNK)
+        top = _largest(tops, row, tl.num_programs(1), CHUNKS)
+        below = _below(logits + row.to(tl.int64) * stride, at, VOCAB, top, 1 / tl.load(temperature + row))
+        within = below[None, :] <= _distances()[:, None]
+        to = (row * tl.num_programs(1) + chunk) * 8 + tl.arange(0, 8)
+        tl.store(counts + to, tl.sum(within.to(tl.int32), 1))
+        tl.store(masses + to, tl.sum(tl.where(within, tl.exp(-below)[None, :], 0.0), 1))
+
+
+@triton.jit
+def _gather(
+    logits, tops, temperature, top_k, top_p, counts, masses, candidates, cuts, stride,
+    CHUNKS: tl.constexpr, CANDIDATES: tl.constexpr, VOCAB: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Choose the least distance that holds what top-k, or without it top-p, keeps; copy one chunk's logits
+    within it if they are few. `cuts` gets (largest logit, distance, tokens within it or -1, sum of all)."""
+    row, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    top = _largest(tops, row, chunks, CHUNKS)
+    distance, number, mass = 128.0 + 0.0 * top, -1.0 + 0.0 * top, 0.0 * top
+    if _asks_for_cut(temperature, top_k, top_p, row, VOCAB):
+        part = tl.arange(0, CHUNKS)[:, None]
+        at = (row * chunks + part) * 8 + tl.arange(0, 8)[None, :]
+        count = tl.load(counts + at, mask=part < chunks, other=0)
+        total = tl.sum(count, 0)
+        total_mass = tl.sum(tl.load(masses + at, mask=part < chunks, other=0.0), 0)
+        nothing_less = tl.arange(0, 8) == 0
+        mass = tl.sum(tl.where(nothing_less, total_mass, 0.0), 0)
+        tokens = tl.load(top_k + row)
+        by_count = (tokens > 0) & (tokens < VOCAB)
+        enough = nothing_less | tl.where(by_count, total >= tokens, total_mass >= tl.load(top_p + row) * mass)
+        chosen = tl.arange(0, 8) == tl.sum(enough.to(tl.int32), 0) - 1
+        distance = tl.sum(tl.where(chosen, _distances(), 0.0), 0)
+        kept = tl.sum(tl.where(chosen, total, 0), 0)
+        number = kept.to(tl.float32)
+        if kept <= CANDIDATES:
+            token = chunk * CHUNK + tl.arange(0, CHUNK)
+            line = logits + row.to(tl.int64) * stride
+            near = _below(line, token, VOCAB, top, 1 / tl.load(temperature + row)) <= distance
+            before = tl.sum(tl.sum(tl.where((part < chunk) & chosen[None, :], count, 0), 1), 0)
+            to = candidates + row * CANDIDATES + before + tl.cumsum(near.to(tl.int32), 0) - 1
+            tl.store(to, tl.load(line + token, mask=token < VOCAB, other=0.0), mask=near)
+    if chunk == 0:
+        tl.store(cuts + row * 4, top)
+        tl.store(cuts + row * 4 + 1, distance)
+        tl.store(cuts + row * 4 + 2, number)
+        tl.store(cuts + row * 4 + 3, mass)
+
+
+@triton.jit
+def _within(x, length, top, scale, distance, BLOCK: tl.constexpr):
+    """How many of x lie no farther than `distance` below the largest, and the sum of their exp(-below)."""
+    count = tl.zeros([BLOCK], tl.int32)
+    mass = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, length, BLOCK):
+        below = _below(x, first + tl.arange(0, BLOCK), length, top, scale)
+        near = below <= distance
+        count += near.to(tl.int32)
+        mass += tl.where(near, tl.exp(-below), 0.0)
     return tl.sum(count, 0), tl.sum(mass, 0)
 
 
 @triton.jit
-def _nearest_bar(
-    logits, row, temperature, top, stride, bar, tokens, probability,
-    VOCAB: tl.constexpr, CHUNK: tl.constexpr, HALVINGS: tl.constexpr,
+def _least_distance(
+    x, length, top, scale, distance, tokens, mass, BLOCK: tl.constexpr, HALVINGS: tl.constexpr
 ):  # fmt: skip
-    """The least bar, no more than `bar`, within which lie `tokens` tokens and `probability` of what lies
-    within `bar`; a little more is returned where no token lies between."""
-    count, mass = _within(logits, row, temperature, top, stride, bar, VOCAB, CHUNK)
-    wanted = mass * probability
-    low, low_count = 0.0 * bar - 1.0, 0 * count  # within `low` is too little, within `bar` enough
+    """The least distance, no more than `distance`, within which lie `tokens` tokens and a sum of `mass`; a
+    little more is returned where no token lies between."""
+    count, _ = _within(x, length, top, scale, distance, BLOCK)
+    low, low_count = 0.0 * distance - 1.0, 0 * count  # within `low` is too little, within `distance` enough
     turn = 0
     # done when one token lies between, which is the last one kept, or when no fewer tokens would do
     while (turn < HALVINGS) & (count - low_count > 1) & (count > tokens):
-        middle = (tl.maximum(low, 0.0) + bar) / 2
-        middle_count, middle_mass = _within(logits, row, temperature, top, stride, middle, VOCAB, CHUNK)
-        enough = (middle_count >= tokens) & (middle_mass >= wanted)
+        middle = (tl.maximum(low, 0.0) + distance) / 2
+        middle_count, middle_mass = _within(x, length, top, scale, middle, BLOCK)
+        enough = (middle_count >= tokens) & (middle_mass >= mass)
         low = tl.where(enough, low, middle)
         low_count = tl.where(enough, low_count, middle_count)
-        bar = tl.where(enough, middle, bar)
+        distance = tl.where(enough, middle, distance)
         count = tl.where(enough, middle_count, count)
         turn += 1
-    return bar
+    return distance
 
 
 @triton.jit
 def _cut(
-    logits, tops, temperature, top_k, top_p, min_p, cuts, stride, chunks,
-    VOCAB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, FARTHEST: tl.constexpr,
-    HALVINGS: tl.constexpr,
+    logits, candidates, temperature, top_k, top_p, min_p, cuts, stride,
+    VOCAB: tl.constexpr, CANDIDATES: tl.constexpr, HALVINGS: tl.constexpr,
 ):  # fmt: skip
-    """A row's largest scaled logit, and how far below it the last token lies that may be drawn."""
+    """How far below a row's likeliest token the last one lies that may be drawn, in place of `_gather`'s
+    distance."""
     row = tl.program_id(0)
-    at = tl.arange(0, CHUNKS)
-    top = tl.max(tl.load(tops + row * chunks + at, mask=at < chunks, other=float("-inf")), 0)
     warmth = tl.load(temperature + row)
     if warmth > 0:
-        top = top / warmth
-        bar = FARTHEST + 0.0 * top
-        tokens = tl.load(top_k + row)
-        if (tokens > 0) & (tokens < VOCAB):
-            bar = _nearest_bar(logits, row, warmth, top, stride, bar, tokens, 0.0, VOCAB, CHUNK, HALVINGS)
-        probability = tl.load(top_p + row)
-        if probability < 1:
-            bar = _nearest_bar(logits, row, warmth, top, stride, bar, 1, probability, VOCAB, CHUNK, HALVINGS)
-        tl.store(cuts + row * 2, top)
-        tl.store(cuts + row * 2 + 1, tl.minimum(bar, -tl.log(tl.load(min_p + row))))
+        top = tl.load(cuts + row * 4)
+        distance = tl.load(cuts + row * 4 + 1)
+        number = tl.load(cuts + row * 4 + 2).to(tl.int32)
+        if number >= 0:
+            x = logits + row.to(tl.int64) * stride
+            length = VOCAB + 0 * number
+            if number <= CANDIDATES:
+                x = candidates + row.to(tl.int64) * CANDIDATES
+                length = number
+            mass = tl.load(cuts + row * 4 + 3)
+            scale = 1 / warmth
+            tokens = tl.load(top_k + row)
+            if (tokens > 0) & (tokens < VOCAB):
+                distance = _least_distance(x, length, top, scale, distance, tokens, 0.0, CANDIDATES, HALVINGS)
+                _, mass = _within(x, length, top, scale, distance, CANDIDATES)
+            probability = tl.load(top_p + row)
+            if probability < 1:
+                mass *= probability
+                distance = _least_distance(x, length, top, scale, distance, 1, mass, CANDIDATES, HALVINGS)
+        tl.store(cuts + row * 4 + 1, tl.minimum(distance, -tl.log(tl.load(min_p + row))))
 
 
 @triton.jit
@@ -179,13 +272,13 @@ def _draw(
     warmth = tl.load(temperature + row)
     if warmth > 0:
         at = chunk * CHUNK + tl.arange(0, CHUNK)
-        below = _below(logits, row, at, warmth, tl.load(cuts + row * 2), stride, VOCAB)
+        below = _below(logits + row.to(tl.int64) * stride, at, VOCAB, tl.load(cuts + row * 4), 1 / warmth)
         seed = _mix(tl.load(seeds + row).to(tl.uint32, bitcast=True))
         index = _mix(tl.load(indices + row).to(tl.uint32, bitcast=True) + 0x9E3779B9)
         words = _mix(_mix(at.to(tl.uint32) * 0x9E3779B9 + seed) ^ index)
         uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2**-23
         noisy = -tl.log(-tl.log(uniform)) - below
-        noisy = tl.where(below <= tl.load(cuts + row * 2 + 1), noisy, float("-inf"))
+        noisy = tl.where(below <= tl.load(cuts + row * 4 + 1), noisy, float("-inf"))
         best, best_index = tl.max(noisy, 0, return_indices=True)
         result = row * tl.num_programs(1) + chunk
         tl.store(tops + result, best)
