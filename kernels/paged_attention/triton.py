@@ -63,7 +63,8 @@ def prefill_sizes(target: Target, head_dim: int, kv_bytes: int) -> PrefillSizes:
     wide_head = head_dim * max(kv_bytes, 2) > 256
     from_shared = target.architecture in ("sm_90", "sm_100", "sm_103")
     rows = 128 if from_shared or not wide_head else 64
-    return PrefillSizes(rows, 64 if from_shared and not wide_head else 32, num_warps=8, num_stages=_stages(1))
+    tile = 64 if from_shared and not wide_head else 32
+    return PrefillSizes(rows, tile, num_warps=8, num_stages=_stages(1 if target.is_amd else 2))
 
 
 def _stages(ahead: int) -> int:
@@ -171,7 +172,7 @@ def _launch_prefill(
     _prefill[(layer["KV_HEADS"], tiles)](
         q, kv_pages, out, sinks, rows.cu_q_lens, rows.kv_lens, rows.page_indices, rows.page_offsets,
         first_row=rows.num_decode_rows, num_rows=rows.num_rows, **layer, ROWS=_lanes(prefill_rows),
-        QUERIES=queries, QUERY_ROWS=sizes.rows, TILE=sizes.tile,
+        QUERIES=queries, QUERY_ROWS=sizes.rows, TILE=sizes.tile, WINDOWED=layer["window"] < _NO_WINDOW,
         num_warps=sizes.num_warps, num_stages=sizes.num_stages, **OPTIONS,
     )  # fmt: skip
 
@@ -401,6 +402,7 @@ def _prefill(
     SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, QUERIES: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
+    WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """One tile of a chunk's queries, for one KV head. The last tiles, which see most, go first."""
     head = tl.program_id(0)
@@ -429,7 +431,7 @@ def _prefill(
             tl.load(query, mask=inside, other=0.0), kv, page_indices, tl.load(page_offsets + row), head,
             first, tl.minimum(first + QUERIES, length), first + lines // GROUP, top, total,
             first_page, window, inner, factor, SOFT_CAP, KV_HEADS, HEAD_DIM, DIM_PAD, PAGE_SIZE,
-            PRECISION, QUERY_ROWS, TILE,
+            PRECISION, QUERY_ROWS, TILE, WINDOWED,
         )  # fmt: skip
         attended = acc / tl.where(live, total, 1.0)[:, None] * v_scale  # other lines may have seen no key
         to = out + ((start + token).to(tl.int64) * (KV_HEADS * GROUP) + heads)[:, None] * HEAD_DIM + dims
@@ -442,6 +444,7 @@ def _prefill_keys(
     first_page, window, inner, factor,
     SOFT_CAP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
+    WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """A query tile's softmax over its keys: first those that a window's edge cuts, then those that all
     of its queries see, then those of the diagonal."""
@@ -450,7 +453,7 @@ def _prefill_keys(
     begin = tl.maximum(first - window + 1, 0) // TILE
     whole_begin = tl.minimum(tl.cdiv(tl.maximum(end - window, 0), TILE), all_tiles)
     whole_end = tl.maximum((first + 1) // TILE, whole_begin)
-    for phase in tl.static_range(3):
+    for phase in tl.static_range(0 if WINDOWED else 1, 3):
         low = begin if phase == 0 else (whole_begin if phase == 1 else whole_end)
         high = whole_begin if phase == 0 else (whole_end if phase == 1 else all_tiles)
         for index in range(low, high):
@@ -459,7 +462,9 @@ def _prefill_keys(
                 PAGE_SIZE, TILE, phase != 1,
             )  # fmt: skip
             key_at = (index * TILE + tl.arange(0, TILE))[None, :]
-            seen = (key_at <= query_at[:, None]) & (key_at > query_at[:, None] - window)
+            seen = key_at <= query_at[:, None]
+            if WINDOWED:
+                seen &= key_at > query_at[:, None] - window
             top, total, acc = _meet(
                 query, keys, values, seen, top, total, acc, inner, factor, SOFT_CAP, phase != 1, PRECISION
             )
