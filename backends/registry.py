@@ -54,11 +54,11 @@ def create_jax_runner(
     from .jax.devices import mesh_for
     from .jax.loader import load_params
     from .jax.multihost import FollowingRunner, LeadingRunner, join
-    from .jax.partition import partition
     from .jax.runner import JaxRunner, use_compilation_cache
     from .models.checkpoint import open_checkpoint
     from .models.describe import read_spec
     from .models.families.registry import param_table
+    from .models.partition import partition
     from .models.source import source_of
     from .models.weights import dummy_params, iterate_params
     from .resolve import jax_device
@@ -90,38 +90,9 @@ def create_torch_runner(
     config: EngineConfig, info: ModelInfo, hardware: Hardware, choices: tuple[Choice, ...]
 ) -> ModelRunner:
     """The PyTorch runner, its weights loaded. `config` is resolved."""
-    import torch
+    from .torch_cuda.start import start_runner
 
-    from .models.checkpoint import open_checkpoint
-    from .models.describe import read_spec
-    from .models.families.registry import param_table
-    from .models.source import source_of
-    from .models.weights import iterate_params
-    from .resolve import torch_device
-    from .torch_cuda.loader import dummy_weights, load_weights
-    from .torch_cuda.runner import TorchRunner
-
-    device = torch.device("cpu")
-    if torch_device(hardware) == "gpu":
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                f"{hardware.kind} is here, but torch {hardware.torch} cannot use it (driver"
-                f" {hardware.driver}); accepted is a build of PyTorch for that driver, or backend=jax"
-            )
-        device = torch.device("cuda", torch.cuda.current_device())
-    source = source_of(info)
-    if source.orbax:
-        raise ConfigError(f"backend is torch; {source.orbax} is an Orbax checkpoint, which backend=jax reads")
-    spec = read_spec(source)
-    params = param_table(spec)
-    dtype = getattr(torch, config.dtype)
-    if config.load_format == "dummy":
-        weights = dummy_weights(spec, params, config.random_seed or 0, dtype, device)
-    else:
-        weights = load_weights(
-            spec, params, iterate_params(spec, params, open_checkpoint(source)), dtype, device
-        )
-    return TorchRunner(config, info, spec, weights, device, choices)
+    return start_runner(config, info, hardware, choices)
 
 
 def compiled_folder(config: EngineConfig) -> Path:

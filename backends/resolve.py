@@ -199,6 +199,5 @@ def _check_pool(config: EngineConfig) -> None:
 
 
 def _check_devices(config: EngineConfig) -> None:
-    for name, value in (("tp_size", config.tp_size), ("dp_size", config.dp_size)):
-        if config.backend == "torch" and value != 1:
-            raise ConfigError(f"{name} is {value}; the torch backend serves on one device, accepted is 1")
+    if config.backend == "torch" and config.dp_size != 1:
+        raise ConfigError(f"dp_size is {config.dp_size}; the torch backend serves one group, accepted is 1")

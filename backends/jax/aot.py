@@ -27,6 +27,7 @@ from ...sharding.rules import ShardingRules
 from ...sharding.topology import Topology, TopologyError
 from ...sharding.traffic import hbm_bytes
 from ..models.families.registry import param_table
+from ..models.partition import partition
 from ..models.spec import ModelSpec
 from .attention import attention_for
 from .buckets import Shape, shape_of
@@ -34,7 +35,6 @@ from .decoder import Decoder
 from .forward_batch import Layout
 from .loader import abstract_param
 from .pages import state_shapes
-from .partition import partition
 from .step import lower_step
 
 

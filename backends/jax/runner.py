@@ -23,13 +23,13 @@ from ...sharding.axis import MeshAxis
 from ...sharding.report import device_bytes
 from ...sharding.rules import ShardingRules
 from ..models.params import ParamSpec
+from ..models.partition import partition
 from ..models.spec import ModelSpec
 from .attention import attention_for
 from .buckets import Shape, compiled_shapes, shape_of
 from .decoder import Decoder
 from .forward_batch import Layout
 from .pages import DeviceState, choose_pool_tokens, state_shapes, token_bytes
-from .partition import partition
 from .step import lower_step
 
 CPU_ROW_TOKENS = 1024  # of a default pool on a CPU, where larger ones are asked for by max_total_tokens

@@ -16,6 +16,7 @@ from ..models.spec import LayerSpec, ModelSpec, RopeSpec
 from .forward_batch import ForwardBatch
 from .loader import Weights
 from .operations import Operations
+from .ranks import Ranks
 
 Layer = Mapping[str, Tensor]  # one layer's weights by name
 
@@ -24,12 +25,16 @@ class Decoder:
     """Token ids to hidden states to logits. T is the flat token axis of a ragged batch."""
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, context_length: int, operations: Operations
+        self, spec: ModelSpec, weights: Weights, context_length: int, operations: Operations, ranks: Ranks
     ) -> None:
+        """`spec` is the whole model's; `weights` are what this rank has of it."""
+        self._ranks, self._vocab_size = ranks, spec.vocab_size
+        spec = ranks.held(spec)
         self._spec = spec
         self._weights = weights
         self._operations = operations
         embed = weights.outer["embed"]
+        self._output = ranks.own_rows(embed) if spec.tie_embeddings else weights.outer["lm_head"]
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=embed.dtype).item()
         self._rope = {
             rope: _rope_table(rope, spec.head_dim, context_length, embed.device)
@@ -57,8 +62,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocab] of hidden states [n, embed], in their dtype."""
-        table = self._weights.outer["embed" if self._spec.tie_embeddings else "lm_head"]
-        logits = F.linear(hidden, table)
+        logits = self._ranks.join_logits(F.linear(hidden, self._output), self._vocab_size)
         cap = self._spec.logits_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -92,12 +96,12 @@ class Decoder:
             q, kv_pages, batch.rows, first_page=first_page, scale=spec.attention_scale,
             window=layer.window, soft_cap=spec.attention_soft_cap,
         )  # fmt: skip
-        return F.linear(attended.flatten(1), weights["o"], weights.get("o_bias"))
+        return self._ranks.sum(F.linear(attended.flatten(1), weights["o"], weights.get("o_bias")))
 
     def _mlp(self, weights: Layer, x: Tensor) -> Tensor:
         gate_up = F.linear(x, weights["gate_up"], weights.get("gate_up_bias"))
         y = self._operations.gated_activation(gate_up, self._spec.activation)
-        return F.linear(y, weights["down"], weights.get("down_bias"))
+        return self._ranks.sum(F.linear(y, weights["down"], weights.get("down_bias")))
 
 
 def _rope_table(rope: RopeSpec, head_dim: int, context: int, device: torch.device) -> Tensor:

@@ -52,14 +52,16 @@ class DecodeGraphs:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def capture(self) -> None:
+    def capture(self, quiet: bool = False) -> None:
         """Capture all, the largest first, so that the smaller ones find their memory in the pool. Each step
         runs once before, which compiles its kernels."""
         keys = [(bucket, variant) for bucket in reversed(self._buckets) for variant in reversed(_CAPTURED)]
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for key in tqdm(keys, desc="capturing", unit="graph", leave=False, dynamic_ncols=True):
+            for key in tqdm(
+                keys, desc="capturing", unit="graph", leave=False, dynamic_ncols=True, disable=quiet
+            ):
                 self._graphs[key] = self._capture(*key)
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
@@ -90,7 +92,7 @@ class DecodeGraphs:
         torch.cuda.synchronize(self._device)
         # not torch.cuda.graph(), which may collect Python's garbage before each of many captures
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool)
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # NCCL's own thread may go on
         try:
             hidden = self._step.hidden(batch)
             sampled = self._step.sample(hidden, batch, variant)

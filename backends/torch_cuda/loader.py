@@ -5,7 +5,7 @@ how checkpoints hold them, so that loading transposes nothing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..models.params import ParamSpec
 from ..models.spec import ModelSpec
 from ..models.weights import Weight
+from .ranks import Ranks
 
 _DUMMY_STD = 0.02
 _FUSED = {
@@ -49,13 +50,15 @@ class _Places:
     """Uninitialised weights on the device, and where in them each parameter lies."""
 
     def __init__(
-        self, spec: ModelSpec, params: Iterable[ParamSpec], dtype: torch.dtype, device: torch.device
-    ) -> None:
+        self, spec: ModelSpec, params: Iterable[ParamSpec], dtype: torch.dtype, device: torch.device,
+        ranks: Ranks,
+    ) -> None:  # fmt: skip
         sizes: dict[str, dict[str, int]] = {}  # fused name -> parameter -> rows
         shapes: dict[str, tuple[int, ...]] = {}
         stacked = {}
         for param in params:
-            name, shape = _FUSED.get(param.name, param.name), _stored_shape(param)
+            held = _held(param, ranks)
+            name, shape = _FUSED.get(param.name, param.name), _stored_shape(held)
             rows = sizes.setdefault(name, {})
             rows[param.name] = shape[0]
             shapes[name] = (sum(rows.values()), *shape[1:])
@@ -88,23 +91,30 @@ class _Places:
 
 def load_weights(
     spec: ModelSpec, params: tuple[ParamSpec, ...], weights: Iterator[Weight], dtype: torch.dtype,
-    device: torch.device,
+    device: torch.device, ranks: Ranks,
 ) -> Weights:  # fmt: skip
-    """Copy every parameter to the device in `dtype`, one tensor at a time. Shows progress on stderr."""
-    places = _Places(spec, params, dtype, device)
+    """Copy this rank's part of every parameter to the device in `dtype`, one tensor at a time. Shows
+    progress on stderr."""
+    places = _Places(spec, params, dtype, device, ranks)
     steps = sum(spec.num_layers if param.stacked else 1 for param in params)
     for param, layer, array in tqdm(
-        weights, total=steps, desc="loading weights", unit="tensor", leave=False, dynamic_ncols=True
-    ):
-        places.of(param, layer).copy_(_tensor(_as_stored(param, array)))
+        weights, total=steps, desc="loading weights", unit="tensor", leave=False, dynamic_ncols=True,
+        disable=ranks.rank > 0,
+    ):  # fmt: skip
+        place = places.of(param, layer)
+        if ranks.adds(param):
+            place.copy_(_tensor(_as_stored(_held(param, ranks), array[ranks.cut(param)])))
+        else:
+            place.zero_()
     return Weights(places.outer, places.layers)
 
 
 def dummy_weights(
-    spec: ModelSpec, params: tuple[ParamSpec, ...], seed: int, dtype: torch.dtype, device: torch.device
-) -> Weights:
+    spec: ModelSpec, params: tuple[ParamSpec, ...], seed: int, dtype: torch.dtype, device: torch.device,
+    ranks: Ranks,
+) -> Weights:  # fmt: skip
     """Small random values, drawn where they will stay; norms multiply by 1."""
-    places = _Places(spec, params, dtype, device)
+    places = _Places(spec, params, dtype, device, ranks)
     generator = torch.Generator(device).manual_seed(seed)
     for param in params:
         for layer in range(spec.num_layers) if param.stacked else (None,):
@@ -114,6 +124,11 @@ def dummy_weights(
             else:
                 place.normal_(0.0, _DUMMY_STD, generator=generator)
     return Weights(places.outer, places.layers)
+
+
+def _held(param: ParamSpec, ranks: Ranks) -> ParamSpec:
+    """The parameter as this rank has it."""
+    return replace(param, shape=tuple(part.stop - part.start for part in ranks.cut(param)))
 
 
 def _stored_shape(param: ParamSpec) -> tuple[int, ...]:

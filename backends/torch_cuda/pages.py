@@ -10,6 +10,7 @@ from ...engine.config import Choice, EngineConfig
 from ...engine.errors import ConfigError
 from ...engine.runner import ModelInfo, RunnerCapacity
 from ..models.spec import ModelSpec
+from .ranks import Ranks
 
 GIB = 1 << 30
 
@@ -37,17 +38,20 @@ def empty_state(
 
 
 def choose_pool(
-    config: EngineConfig, info: ModelInfo, spec: ModelSpec, weight_bytes: int, device: torch.device
-) -> Choice:
-    """Tokens in the pool. Raises ConfigError when the weights leave no room for a page."""
+    config: EngineConfig, info: ModelInfo, spec: ModelSpec, weight_bytes: int, device: torch.device,
+    ranks: Ranks,
+) -> Choice:  # fmt: skip
+    """Tokens in the pool, the same on all ranks. Raises ConfigError when the weights leave no room for a
+    page. spec: what a rank holds."""
     assert config.mem_fraction_static is not None and config.max_running_requests is not None
     assert config.page_size is not None
     if config.max_total_tokens is not None:
         return Choice("max_total_tokens", config.max_total_tokens, "as asked")
     itemsize = getattr(torch, config.kv_cache_dtype).itemsize
     token_bytes = spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * itemsize + 4
-    budget = int(config.mem_fraction_static * (free_memory(device) + weight_bytes))
-    fitting = (budget - weight_bytes) // token_bytes
+    free = free_memory(device) // (ranks.size if device.type == "cpu" else 1)
+    budget = int(config.mem_fraction_static * (free + weight_bytes))
+    fitting = ranks.least((budget - weight_bytes) // token_bytes, device)
     if fitting < config.page_size:
         need = (weight_bytes + config.page_size * token_bytes) / GIB
         raise ConfigError(
@@ -58,7 +62,7 @@ def choose_pool(
     useful = config.max_running_requests * info.context_length
     tokens = min(fitting, useful) // config.page_size * config.page_size
     bound = (
-        f"{config.mem_fraction_static:.2f} of the {(free_memory(device) + weight_bytes) / GIB:.1f} GiB that"
+        f"{config.mem_fraction_static:.2f} of the {(free + weight_bytes) / GIB:.1f} GiB that"
         f" were free, less {weight_bytes / GIB:.2f} GiB of weights; the rest is for a step's intermediate"
         " results and captured graphs"
         if fitting < useful

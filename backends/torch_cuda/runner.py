@@ -18,17 +18,22 @@ from .graphs import DecodeGraphs
 from .loader import Weights
 from .operations import operations_for
 from .pages import GIB, capacity_of, choose_pool, empty_state, free_memory
+from .ranks import Ranks
 from .sampler import Sampled
 from .step import Step
 from .warm_batches import chunks_batch
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
+class Launched:
     """A launched step: host arrays that the device may still be filling, until `done`."""
 
     arrays: dict[str, Tensor]
     done: torch.cuda.Event | None
+
+    def ready(self) -> bool:
+        """Whether `result` would not have to wait."""
+        return self.done is None or self.done.query()
 
     def result(self) -> list[StepTokens]:
         if self.done is not None:
@@ -37,20 +42,23 @@ class _Pending:
 
 
 class TorchRunner:
-    """Runs a decoder on one device. `config` must be resolved: no option left to choose."""
+    """Runs a decoder, or one rank's part of it, on one device. `config` must be resolved: no option left to
+    choose. `spec` is the whole model's."""
 
     def __init__(
         self, config: EngineConfig, info: ModelInfo, spec: ModelSpec, weights: Weights, device: torch.device,
-        choices: tuple[Choice, ...] = (),
+        choices: tuple[Choice, ...] = (), ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
-        pool = choose_pool(config, info, spec, weights.num_bytes, device)
+        ranks = ranks or Ranks()
+        held = ranks.held(spec)
+        pool = choose_pool(config, info, held, weights.num_bytes, device, ranks)
         self.choices: tuple[Choice, ...] = (*choices, pool)
         self.capacity = capacity_of(config, int(str(pool.value)))
-        self._device = device
+        self._device, self._quiet = device, ranks.rank > 0
         self._context_length = info.context_length
         operations = operations_for(device, config.strict_kernels)
-        decoder = Decoder(spec, weights, info.context_length, operations)
-        state = empty_state(spec, getattr(torch, config.kv_cache_dtype), self.capacity, device)
+        decoder = Decoder(spec, weights, info.context_length, operations, ranks)
+        state = empty_state(held, getattr(torch, config.kv_cache_dtype), self.capacity, device)
         self._step: Step | None = Step(decoder, state, operations)
         self._graphs: DecodeGraphs | None = None
 
@@ -67,8 +75,10 @@ class TorchRunner:
             print(f"no decode graphs, because PyTorch runs {', '.join(fallen_back)}", file=sys.stderr)
             return
         graphs = DecodeGraphs(self._step, self.capacity, self._device)
-        graphs.capture()
+        graphs.capture(self._quiet)
         self._graphs = graphs
+        if self._quiet:
+            return
         print(
             f"captured {len(graphs)} decode graphs in {time.monotonic() - started:.1f} s;"
             f" {free_memory(self._device) / GIB:.1f} GiB of GPU memory stay free",
@@ -76,7 +86,7 @@ class TorchRunner:
         )
 
     @torch.inference_mode()
-    def forward(self, batches: Sequence[ScheduleBatch | None]) -> _Pending:
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> Launched:
         """Launch a step: decode rows alone as a captured graph, anything else kernel by kernel."""
         assert self._step is not None, "the runner is closed"
         (batch,) = batches
@@ -98,10 +108,10 @@ class TorchRunner:
         """Drop weights, pool and graphs."""
         self._step = self._graphs = None
 
-    def _pending(self, sampled: Sampled, count: int) -> _Pending:
+    def _pending(self, sampled: Sampled, count: int) -> Launched:
         """Copy to the host what was sampled, without waiting for it."""
         if self._device.type == "cpu":
-            return _Pending(sampled, None)
+            return Launched(sampled, None)
         host = {
             name: torch.empty_like(array[:count], device="cpu", pin_memory=True).copy_(
                 array[:count], non_blocking=True
@@ -110,7 +120,7 @@ class TorchRunner:
         }
         done = torch.cuda.Event()
         done.record()
-        return _Pending(host, done)
+        return Launched(host, done)
 
 
 def _warm_batches(capacity: RunnerCapacity, context_length: int) -> Iterator[ScheduleBatch]:

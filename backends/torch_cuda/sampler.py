@@ -25,16 +25,16 @@ def sample(
     """
     if variant == SamplingVariant.GREEDY:
         return {"token_ids": operations.greedy(logits)}
-    logits = logits.float()
-    sampling = batch.sampling
-    shaped = _reshape(logits, batch, page_tokens) if variant == SamplingVariant.FULL else logits
+    sampling, shaped = batch.sampling, logits
+    if variant == SamplingVariant.FULL:
+        shaped = _reshape(logits.float(), batch, page_tokens)
     token_ids = operations.choose_tokens(
         shaped, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seeds,
         sampling.indices,
     )  # fmt: skip
     if variant == SamplingVariant.SAMPLE:
         return {"token_ids": token_ids}
-    logprobs = logits.log_softmax(-1)
+    logprobs = logits.log_softmax(-1, dtype=torch.float32)
     top_logprobs, top_ids = logprobs.topk(min(MAX_TOP_LOGPROBS, logits.shape[-1]))
     chosen = logprobs.gather(-1, token_ids.long()[:, None])[:, 0]
     return {

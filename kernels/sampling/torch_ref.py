@@ -33,12 +33,12 @@ def choose_tokens(
     softmax(logits / temperature). A row's draw depends on its seed and index alone, never on its neighbours.
 
     Args:
-        logits: [rows, vocab] float32.
+        logits: [rows, vocab]; all is computed in float32.
         temperature, top_p, min_p: [rows] float32; top_p 1 and min_p 0 keep everything.
         top_k: [rows] int32; 0 keeps everything.
         seeds, indices: [rows] int32; the bits of unsigned words.
     """
-    greedy = logits.argmax(-1)
+    greedy, logits = logits.argmax(-1), logits.float()
     scaled = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
     scaled -= scaled.amax(-1, keepdim=True)
     if _any(top_k > 0):

@@ -48,7 +48,7 @@ def fake_case() -> Case:
     return Case(lambda: FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997), 997, oracle, (None, 5))
 
 
-def tiny_case(name: str, backend: Literal["jax", "torch"]) -> Case:
+def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1) -> Case:
     """A tiny random model on the CPU; its oracle is transformers without a cache."""
     folder = TemporaryDirectory()
     model = save_tiny_model(name, Path(folder.name))
@@ -56,7 +56,7 @@ def tiny_case(name: str, backend: Literal["jax", "torch"]) -> Case:
     def create() -> ModelRunner:
         config = EngineConfig(
             model_path=folder.name, backend=backend, page_size=8, max_total_tokens=48 * 8,
-            max_running_requests=6, chunked_prefill_size=32,
+            max_running_requests=6, chunked_prefill_size=32, tp_size=tp_size,
         )  # fmt: skip
         with folder:
             return create_runner(config, describe_model(config))
@@ -74,6 +74,7 @@ RUNNERS: dict[str, Callable[[], Case]] = {
     "fake": fake_case,
     "jax": lambda: tiny_case("gemma3", "jax"),
     "torch": lambda: tiny_case("gemma3", "torch"),
+    "torch, two ranks": lambda: tiny_case("qwen3", "torch", tp_size=2),
 }
 
 

@@ -12,9 +12,9 @@ from radixmesh.backends.jax.decoder import Decoder
 from radixmesh.backends.jax.forward_batch import Layout
 from radixmesh.backends.jax.loader import abstract_param
 from radixmesh.backends.jax.pages import state_shapes
-from radixmesh.backends.jax.partition import partition
 from radixmesh.backends.jax.step import lower_step
 from radixmesh.backends.models.families.registry import param_table
+from radixmesh.backends.models.partition import partition
 from radixmesh.backends.models.spec import LayerSpec, ModelSpec
 from radixmesh.engine.runner import RunnerCapacity
 from radixmesh.kernels.paged_attention.xla import ragged_paged_attention

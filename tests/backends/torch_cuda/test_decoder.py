@@ -17,6 +17,7 @@ from radixmesh.backends.torch_cuda.decoder import Decoder
 from radixmesh.backends.torch_cuda.forward_batch import ForwardBatch, Sampling
 from radixmesh.backends.torch_cuda.loader import dummy_weights, load_weights
 from radixmesh.backends.torch_cuda.operations import TWINS
+from radixmesh.backends.torch_cuda.ranks import Ranks
 from tests.decoder_steps import PAGE, SEQUENCES, SPARE, STEPS, plan
 from tests.oracle import oracle_logits
 from tests.tiny_models import CONFIGS, save_tiny_model
@@ -59,8 +60,8 @@ def load_decoder(folder: Path) -> tuple[ModelSpec, Decoder]:
     spec = read_spec(source)
     params = param_table(spec)
     weights = iterate_params(spec, params, open_checkpoint(source))
-    loaded = load_weights(spec, params, weights, torch.float32, CPU)
-    return spec, Decoder(spec, loaded, 64, TWINS)
+    loaded = load_weights(spec, params, weights, torch.float32, CPU, Ranks())
+    return spec, Decoder(spec, loaded, 64, TWINS, Ranks())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -71,7 +72,7 @@ def test_weights_keep_the_checkpoints_values(dtype: str, tmp_path: Path) -> None
     spec = read_spec(source)
     params = param_table(spec)
     checkpoint = iterate_params(spec, params, open_checkpoint(source))
-    weights = load_weights(spec, params, checkpoint, getattr(torch, dtype), CPU)
+    weights = load_weights(spec, params, checkpoint, getattr(torch, dtype), CPU, Ranks())
     for layer, ours in zip(oracle.model.layers, weights.layers, strict=True):
         attention, mlp = layer.self_attn, layer.mlp
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -92,7 +93,7 @@ def test_dummy_weights_are_small_and_of_the_seed(name: str, tmp_path: Path) -> N
     save_tiny_model(name, tmp_path)
     spec = read_spec(ModelSource(str(tmp_path), "hf", "tiny"))
     first, again, other = (
-        dummy_weights(spec, param_table(spec), seed, torch.float32, CPU) for seed in (1, 1, 2)
+        dummy_weights(spec, param_table(spec), seed, torch.float32, CPU, Ranks()) for seed in (1, 1, 2)
     )
     torch.testing.assert_close(first.layers[0]["qkv"], again.layers[0]["qkv"])
     assert (first.layers[0]["qkv"] != other.layers[0]["qkv"]).any()

@@ -1,0 +1,150 @@
+"""Tensor parallelism over processes: rank 0 in the engine's process, each other rank in one of its own.
+
+Every rank runs every step. The host's plan goes to the others through a socket; what they compute is
+joined on the devices, so that each samples the same tokens and only rank 0's are read.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ...engine.batch import ScheduleBatch, StepTokens
+from ...engine.config import Choice, EngineConfig
+from ...engine.errors import EngineDeadError
+from ...engine.runner import ModelInfo
+from .ranks import Ranks
+from .runner import Launched, TorchRunner
+
+_CLOSE_TIMEOUT = 5.0  # seconds that a rank has to end by itself
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What another rank needs to start."""
+
+    config: EngineConfig
+    info: ModelInfo
+    ranks: Ranks
+    on_gpu: bool
+    meeting: str  # file through which the ranks find each other
+
+
+class RankedRunner:
+    """A runner whose other ranks follow. When one of them ends, so does every step from then on."""
+
+    def __init__(
+        self, config: EngineConfig, info: ModelInfo, on_gpu: bool, build: Callable[[Ranks], TorchRunner]
+    ) -> None:
+        """Start the other ranks, then `build` this one."""
+        self._folder = tempfile.TemporaryDirectory(prefix="radixmesh-ranks-")
+        meeting = str(Path(self._folder.name, "meeting"))
+        self._others: list[_Rank] = []
+        ranks = Ranks(0, config.tp_size)
+        try:
+            for rank in range(1, ranks.size):
+                assignment = Assignment(config, info, replace(ranks, rank=rank), on_gpu, meeting)
+                self._others.append(_Rank(assignment))
+            join(ranks, on_gpu, meeting)
+            self._own = build(ranks)
+        except BaseException:
+            self.close()
+            raise
+        backend = "NCCL" if on_gpu else "gloo"
+        choice = Choice("tp_size", ranks.size, f"as asked: one process a rank, joined by {backend}")
+        self.choices = (*self._own.choices, choice)
+        self.capacity = self._own.capacity
+
+    def warmup(self) -> None:
+        """Compile and capture on every rank."""
+        self._send("warmup")
+        self._own.warmup()
+
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> "_Watched":
+        """Launch a step on every rank. Raises EngineDeadError if one has ended."""
+        self._send([replace(batch, rows=(), sampled=()) for batch in batches if batch is not None])
+        return _Watched(self._own.forward(batches), self._check)
+
+    def close(self) -> None:
+        """End the other ranks and release this one's device."""
+        whole = all(each.process.poll() is None for each in self._others)
+        for each in self._others:
+            each.close()
+        if hasattr(self, "_own"):
+            self._own.close()
+        if dist.is_initialized() and whole:  # else a collective may wait for who is gone
+            dist.destroy_process_group()
+        self._folder.cleanup()
+
+    def _send(self, message: list[ScheduleBatch] | str) -> None:
+        self._check()
+        for each in self._others:
+            each.connection.send(message)
+
+    def _check(self) -> None:
+        for each in self._others:
+            if each.process.poll() is not None:
+                raise EngineDeadError(
+                    f"rank {each.number} ended with status {each.process.returncode}; what it said is above"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A launched step whose other ranks may end: then it would never be done."""
+
+    launched: Launched
+    check: Callable[[], None]
+
+    def result(self) -> list[StepTokens]:
+        while not self.launched.ready():
+            self.check()
+            time.sleep(20e-6)
+        return self.launched.result()
+
+
+class _Rank:
+    """The process of another rank."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # not multiprocessing: that would run the user's main module a second time
+            code = (
+                f"import sys; sys.path[:] = {sys.path!r}\nfrom {__package__}.rank_process import main; main()"
+            )
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # stdout is for answers
+                pass_fds=(theirs.fileno(),),
+            )
+        self.number = assignment.ranks.rank
+        self.connection = Connection(ours.detach())
+        self.connection.send(assignment)
+
+    def close(self) -> None:
+        """Hang up, which ends the process."""
+        self.connection.close()
+        try:
+            self.process.wait(_CLOSE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def join(ranks: Ranks, on_gpu: bool, meeting: str) -> None:
+    """Make torch's default process group of all ranks."""
+    if not on_gpu:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.size))
+    store = dist.FileStore(meeting, ranks.size)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size)

@@ -1,0 +1,64 @@
+"""From a resolved config to a runner: the device, this rank's weights, and the other ranks' processes."""
+
+import torch
+
+from ...engine.config import Choice, EngineConfig
+from ...engine.errors import ConfigError
+from ...engine.runner import ModelInfo, ModelRunner
+from ..hardware import Hardware
+from ..models.checkpoint import open_checkpoint
+from ..models.describe import read_spec
+from ..models.families.registry import param_table
+from ..models.source import source_of
+from ..models.weights import iterate_params
+from ..resolve import torch_device
+from .loader import dummy_weights, load_weights
+from .ranked_runner import RankedRunner
+from .ranks import Ranks
+from .runner import TorchRunner
+
+
+def start_runner(
+    config: EngineConfig, info: ModelInfo, hardware: Hardware, choices: tuple[Choice, ...]
+) -> ModelRunner:
+    """The runner that `config` asks for, its weights loaded. Raises ConfigError, ModelError."""
+    on_gpu = torch_device(hardware) == "gpu"
+    if on_gpu:
+        _check_gpus(config, hardware)
+    if orbax := source_of(info).orbax:
+        raise ConfigError(f"backend is torch; {orbax} is an Orbax checkpoint, which backend=jax reads")
+    Ranks(0, config.tp_size).held(read_spec(source_of(info)))  # refused before any process is started
+    if config.tp_size == 1:
+        return build_rank(config, info, Ranks(), on_gpu, choices)
+    return RankedRunner(config, info, on_gpu, lambda ranks: build_rank(config, info, ranks, on_gpu, choices))
+
+
+def build_rank(
+    config: EngineConfig, info: ModelInfo, ranks: Ranks, on_gpu: bool, choices: tuple[Choice, ...] = ()
+) -> TorchRunner:
+    """One rank's runner; with several ranks their process group exists already."""
+    device = torch.device("cuda", ranks.rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    source = source_of(info)
+    spec = read_spec(source)
+    params = param_table(spec)
+    dtype = getattr(torch, config.dtype)
+    if config.load_format == "dummy":
+        weights = dummy_weights(spec, params, config.random_seed or 0, dtype, device, ranks)
+    else:
+        stored = iterate_params(spec, params, open_checkpoint(source))
+        weights = load_weights(spec, params, stored, dtype, device, ranks)
+    runner = TorchRunner(config, info, spec, weights, device, choices, ranks)
+    ranks.wait()
+    return runner
+
+
+def _check_gpus(config: EngineConfig, hardware: Hardware) -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{hardware.kind} is here, but torch {hardware.torch} cannot use it (driver {hardware.driver});"
+            " accepted is a build of PyTorch for that driver, or backend=jax"
+        )
+    if config.tp_size > torch.cuda.device_count():
+        raise ConfigError(f"tp_size is {config.tp_size}; {torch.cuda.device_count()} GPUs are here")

@@ -1,0 +1,109 @@
+"""Several ranks on the CPU, joined by gloo: the same tokens as one, and an end that is noticed."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from radixmesh.backends.models.checkpoint import open_checkpoint
+from radixmesh.backends.models.describe import read_spec
+from radixmesh.backends.models.families.registry import param_table
+from radixmesh.backends.models.source import ModelSource
+from radixmesh.backends.models.weights import iterate_params
+from radixmesh.backends.registry import create_runner, describe_model
+from radixmesh.backends.torch_cuda.loader import load_weights
+from radixmesh.backends.torch_cuda.ranked_runner import RankedRunner
+from radixmesh.backends.torch_cuda.ranks import Ranks
+from radixmesh.engine.config import EngineConfig
+from radixmesh.engine.engine import Engine
+from radixmesh.engine.errors import ConfigError, EngineDeadError
+from radixmesh.engine.request import Request, SamplingParams
+from tests.tiny_models import save_tiny_model
+
+
+def config_of(folder: Path, tp_size: int) -> EngineConfig:
+    return EngineConfig(
+        model_path=str(folder), backend="torch", page_size=8, max_total_tokens=512, max_running_requests=4,
+        chunked_prefill_size=16, tp_size=tp_size,
+    )  # fmt: skip
+
+
+def greedy_tokens(config: EngineConfig) -> list[list[int]]:
+    info = describe_model(config)
+    runner = create_runner(config, info)
+    try:
+        runner.warmup()
+        engine = Engine(config, info, runner, strict=True)
+        rng = np.random.default_rng(0)
+        params = SamplingParams(temperature=0, max_new_tokens=8, ignore_eos=True)
+        for index in range(6):
+            ids = rng.integers(3, 160, 5 + 6 * index).astype(np.int32)
+            engine.add_request(Request(id=str(index), prompt_ids=ids, params=params))
+        outputs: list[list[int]] = [[] for _ in range(6)]
+        while engine.has_work:
+            for output in engine.step():
+                assert output.error is None
+                outputs[int(output.request_id)] += output.token_ids
+        return outputs
+    finally:
+        runner.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tp_size"), [("llama-biased", 4), ("gemma3", 2)])
+def test_ranks_say_what_one_says(name: str, tp_size: int, tmp_path: Path) -> None:
+    """Four ranks share two KV heads; biases are added once; vocabularies need not come out even."""
+    save_tiny_model(name, tmp_path, vocab_size=161)
+    assert greedy_tokens(config_of(tmp_path, tp_size)) == greedy_tokens(config_of(tmp_path, 1))
+
+
+@pytest.mark.slow
+def test_a_dead_rank_is_noticed(tmp_path: Path) -> None:
+    save_tiny_model("llama", tmp_path)
+    config = config_of(tmp_path, 2)
+    info = describe_model(config)
+    runner = create_runner(config, info)
+    assert isinstance(runner, RankedRunner)
+    engine = Engine(config, info, runner)
+    other = runner._others[0].process
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    ids = np.arange(3, 9, dtype=np.int32)
+    engine.add_request(Request(id="0", prompt_ids=ids, params=SamplingParams(max_new_tokens=4)))
+    errors = [output.error for output in engine.step() if output.error]
+    assert errors and "rank 1 ended with status -9" in errors[0]
+    with pytest.raises(EngineDeadError, match="rank 1 ended"):
+        runner.warmup()
+    runner.close()
+
+
+def test_a_size_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
+    save_tiny_model("llama", tmp_path)
+    config = config_of(tmp_path, 3)
+    with pytest.raises(ConfigError, match="tp_size is 3; 4 heads, 2 KV heads and 48 MLP features can be"):
+        create_runner(config, describe_model(config))
+
+
+def test_parts_of_all_ranks_make_the_whole(tmp_path: Path) -> None:
+    save_tiny_model("llama-biased", tmp_path)
+    source = ModelSource(str(tmp_path), "hf", "tiny")
+    spec = read_spec(source)
+    params = param_table(spec)
+
+    def layer(ranks: Ranks) -> dict[str, torch.Tensor]:
+        stored = iterate_params(spec, params, open_checkpoint(source))
+        return dict(load_weights(spec, params, stored, torch.float32, torch.device("cpu"), ranks).layers[1])
+
+    whole, parts = layer(Ranks()), [layer(Ranks(rank, 2)) for rank in range(2)]
+    for name, axis in (("o", 1), ("down", 1)):
+        torch.testing.assert_close(torch.cat([each[name] for each in parts], axis), whole[name])
+    for name in ("o_bias", "down_bias"):
+        torch.testing.assert_close(parts[0][name] + parts[1][name], whole[name])
+    for fused, sizes in (("gate_up", (48, 48)), ("gate_up_bias", (48, 48)), ("qkv", (32, 16, 16))):
+        half = [size // 2 for size in sizes]
+        split = [each[fused].split(half) for each in parts]
+        joined = torch.cat([torch.cat(pieces) for pieces in zip(*split, strict=True)])
+        torch.testing.assert_close(joined, whole[fused])
