@@ -213,8 +213,8 @@ def _checked_shape(chip: str, q: jax.Array, kv_pages: jax.Array) -> Shape:
         raise ValueError(f"chip {chip!r} is unknown: one of {', '.join(VMEM_MIB)}")
     if head_dim != 64 and head_dim % LANES:
         raise ValueError(f"head_dim {head_dim} is neither 64 nor a multiple of {LANES}")
-    if page_size % 16:
-        raise ValueError(f"page_size {page_size} is not a multiple of 16")
+    if page_size < 16 or page_size & (page_size - 1):
+        raise ValueError(f"page_size {page_size} is not a power of two from 16 on")
     if heads % kv_heads:
         raise ValueError(f"{heads} heads cannot share {kv_heads} KV heads evenly")
     products = _product_dtype(q, kv_pages)
