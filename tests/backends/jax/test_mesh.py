@@ -112,11 +112,11 @@ def test_sampling_and_penalties_do_not_depend_on_the_mesh(tmp_path: Path) -> Non
         SamplingParams(temperature=1.0, min_p=0.05, logprobs=3, logit_bias={7: 3.0}, **common),
         GREEDY,
     ]
-    one, four, groups = (
+    one, groups = (
         generate(prompts, params, model_path=str(tmp_path), dp_size=dp, tp_size=tp)
-        for dp, tp in ((1, 1), (1, 4), (2, 2))
+        for dp, tp in ((1, 1), (2, 2))
     )
-    assert one == four == groups
+    assert one == groups
 
 
 @pytest.mark.slow
