@@ -238,7 +238,7 @@ def test_pool_smaller_than_a_page_is_refused() -> None:
     assert config.max_total_tokens == 16
 
 
-@pytest.mark.parametrize("name", ["tp_size", "dp_size"])
-def test_torch_on_several_devices_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is 2; the torch backend serves on one device"):
-        choose(replace(CPU, torch="2.13.0+cpu"), backend="torch", **{name: 2})
+def test_torch_in_several_groups_is_refused() -> None:
+    with pytest.raises(ConfigError, match="dp_size is 2; the torch backend serves one group"):
+        choose(replace(CPU, torch="2.13.0+cpu"), backend="torch", dp_size=2)
+    choose(replace(CPU, torch="2.13.0+cpu"), backend="torch", tp_size=2)
