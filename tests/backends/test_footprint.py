@@ -7,9 +7,9 @@ import pytest
 from radixmesh.backends.footprint import Footprint, tensor_sizes
 from radixmesh.backends.jax.loader import abstract_param
 from radixmesh.backends.jax.pages import token_bytes
-from radixmesh.backends.models.partition import partition
 from radixmesh.backends.models.describe import read_spec
 from radixmesh.backends.models.families.registry import param_table
+from radixmesh.backends.models.partition import partition
 from radixmesh.backends.models.spec import LayerSpec, ModelSpec
 from radixmesh.backends.planner import facts_names, plan_source
 from radixmesh.engine.errors import ConfigError
