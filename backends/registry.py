@@ -38,8 +38,6 @@ def create_runner(config: EngineConfig, info: ModelInfo) -> ModelRunner:
 
     hardware = detect()
     config, choices = resolve(config, info, hardware)
-    if config.backend == "torch" and config.nnodes > 1:
-        raise ConfigError(f"nnodes is {config.nnodes}; accepted for backend=torch is 1")
     create = create_torch_runner if config.backend == "torch" else create_jax_runner
     return create(config, info, hardware, choices)
 
