@@ -134,7 +134,8 @@ def _server_info(server: Server) -> dict[str, Any]:
         "model": llm.info.name,
         "capacity": dataclasses.asdict(llm.capacity),
         "choices": [
-            {"name": each.name, "value": str(each.value), "reason": each.reason} for each in llm.choices
+            {"name": each.name, "value": str(each.value), "reason": each.reason}
+            for each in (*llm.choices, *server.formats.choices)
         ],
         "stats": stats,
         "internal_states": [stats],  # where SGLang's benchmark client looks

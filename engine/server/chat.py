@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,10 +10,13 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from ..outputs import RequestOutput
+from ..text.tools.format import Tools
 from .body import read_body
+from .chat_options import chat_tools, chat_variables, shows_marks
 from .generation import Job, collect, outputs
 from .logprobs import chat_logprobs
-from .openai_common import check_model, finish_reason, head, matched_stop, new_id, usage
+from .message import Message, Reading
+from .openai_common import check_model, head, matched_stop, need_tokenizer, new_id, usage
 from .protocol.openai import ChatBody
 from .protocol.sampling import cache_key, read_stream_options, sampling_params
 from .responses import json_response
@@ -21,6 +25,7 @@ from .streaming import DONE, EventStream, event
 from .templates import chat_ids
 
 KIND = "chat.completion"
+_PROMPT_END = 16  # tokens in which a template may have begun or ended the model's reasoning
 
 
 def add_chat_routes(app: FastAPI, server: Server) -> None:
@@ -31,14 +36,16 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
         body = await read_body(request, ChatBody, server.options.max_body_bytes)
         check_model(server, body.model)
         options = read_stream_options(body)
-        job = await _job(server, body)
+        tools, schemas = chat_tools(server, body)
+        job = await _job(server, body, tools)
+        reading = _reading(server, body, job, schemas)
         if body.stream:
-            return EventStream(server, _events(server, body, job, options.include_usage))
+            return EventStream(server, _events(server, body, job, reading, options.include_usage))
         finals = await collect(server, request.receive, job)
-        return json_response(_answer(server, body, job, finals[0]))
+        return json_response(_answer(server, body, job, reading, finals[0]))
 
 
-async def _job(server: Server, body: ChatBody) -> Job:
+async def _job(server: Server, body: ChatBody, tools: list[dict[str, Any]]) -> Job:
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError(
             f"top_logprobs is {body.top_logprobs}; it is accepted only with logprobs true", "top_logprobs"
@@ -54,8 +61,10 @@ async def _job(server: Server, body: ChatBody) -> Job:
     params = sampling_params(
         body, server.llm.info.default_sampling, limits.pop() if limits else None, logprobs
     )
+    if shows_marks(server, body, bool(tools)):
+        params = replace(params, skip_special_tokens=False)
     return Job(
-        prompts=[await chat_ids(server, body.messages, body.chat_template_kwargs)],
+        prompts=[await chat_ids(server, body.messages, chat_variables(server, body), tools=tools)],
         params=[params],
         id=new_id(body, "chatcmpl"),
         field="messages",
@@ -64,25 +73,45 @@ async def _job(server: Server, body: ChatBody) -> Job:
     )
 
 
-def _answer(server: Server, body: ChatBody, job: Job, finals: list[RequestOutput]) -> dict[str, Any]:
-    choices = [
-        {
-            "index": output.index,
-            "message": {"role": "assistant", "content": output.text, "refusal": None},
-            "logprobs": _logprobs(server, body, output, len(output.token_ids)),
-            "finish_reason": finish_reason(output),
-            **matched_stop(output),
-        }
-        for output in finals
-    ]
+def _reading(server: Server, body: ChatBody, job: Job, schemas: Tools) -> Reading:
+    tokenizer = need_tokenizer(server, "messages")
+    ids = job.prompts[0][-_PROMPT_END:]
+    assert isinstance(ids, list)
+    return Reading(
+        tool_format=server.formats.tools if schemas else None,
+        tools=schemas,
+        parallel=body.parallel_tool_calls,
+        reasoning=server.formats.reasoning if body.separate_reasoning else None,
+        prompt_end=tokenizer.decode(ids, skip_special_tokens=False),
+        stream_reasoning=body.stream_reasoning,
+    )
+
+
+def _answer(
+    server: Server, body: ChatBody, job: Job, reading: Reading, finals: list[RequestOutput]
+) -> dict[str, Any]:
+    choices = []
+    for output in finals:
+        message = Message(reading)
+        message.add(output.text, last=True)
+        choices.append(
+            {
+                "index": output.index,
+                "message": message.whole(),
+                "logprobs": _logprobs(server, body, output, len(output.token_ids)),
+                "finish_reason": message.finish_reason(output.finish_reason),
+                **matched_stop(output),
+            }
+        )
     return {**head(server, job.id, KIND), "choices": choices, "usage": usage([finals])}
 
 
 async def _events(
-    server: Server, body: ChatBody, job: Job, include_usage: bool
+    server: Server, body: ChatBody, job: Job, reading: Reading, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     start = head(server, job.id, KIND + ".chunk")
     finals: list[Any] = [None] * body.n
+    messages = [Message(reading) for _ in range(body.n)]
 
     def chunk(index: int, delta: dict[str, Any], **more: Any) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
@@ -90,15 +119,20 @@ async def _events(
 
     async with aclosing(outputs(server, job)) as stream:
         async for _, output in stream:
-            index, data = output.index, b""
+            index, message, data = output.index, messages[output.index], b""
             if finals[index] is None:
                 data += chunk(index, {"role": "assistant", "content": ""})
             finals[index] = output
             logprobs = _logprobs(server, body, output, len(output.new_token_ids))
-            if output.text_delta or (logprobs and logprobs["content"]):
-                data += chunk(index, {"content": output.text_delta}, logprobs=logprobs)
+            deltas = message.add(output.text_delta, last=output.finish_reason is not None)
+            if not deltas and logprobs and logprobs["content"]:
+                deltas = [{"content": ""}]
+            for delta in deltas:
+                data += chunk(index, delta, logprobs=logprobs)
+                logprobs = None  # they are of all that this output brought, and told once
             if output.finish_reason is not None:
-                data += chunk(index, {}, finish_reason=finish_reason(output), **matched_stop(output))
+                reason = message.finish_reason(output.finish_reason)
+                data += chunk(index, {}, finish_reason=reason, **matched_stop(output))
             if data:
                 yield data
     tail = event({**start, "choices": [], "usage": usage([finals])}) if include_usage else b""

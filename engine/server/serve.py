@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from ..async_llm import AsyncLLM
 from ..config import EngineConfig
 from ..errors import ConfigError
 from ..runner import Backend
+from ..startup import print_choices
 from .app import create_app
 from .options import ServerOptions
 from .state import Server
@@ -77,9 +79,11 @@ async def _serve(
     try:
         if not await _unless_signalled(llm.start(), signals):
             return 0
+        app = create_app(llm, options)
+        print_choices(app.state.server.formats.choices)
         _listen(listener, options)
         _announce(llm, listener)
-        return await _run(llm, options, listener, signals)
+        return await _run(app, options, listener, signals)
     finally:
         await llm.close()
 
@@ -98,10 +102,10 @@ async def _unless_signalled(work: Coroutine[Any, Any, None], signals: "asyncio.Q
 
 
 async def _run(
-    llm: AsyncLLM, options: ServerOptions, listener: socket.socket, signals: "asyncio.Queue[None]"
+    app: FastAPI, options: ServerOptions, listener: socket.socket, signals: "asyncio.Queue[None]"
 ) -> int:
     """Listen until a signal, or the engine's end; the exit status."""
-    app = create_app(llm, options)
+    llm: AsyncLLM = app.state.server.llm
     server = _Uvicorn(
         uvicorn.Config(
             app,
@@ -156,7 +160,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _announce(llm: AsyncLLM, listener: socket.socket) -> None:
-    """Tell the model and the address; the engine has told every automatic choice."""
+    """Tell the model and the address, after every automatic choice."""
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"radixmesh serves {llm.info.name} at http://{host}:{port}", file=sys.stderr, flush=True)

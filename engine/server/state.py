@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..async_llm import AsyncLLM
 from ..errors import NotServingError
+from .formats import Formats, choose_formats
 from .logprobs import TokenTexts
 from .metrics import Metrics
 from .options import ServerOptions
@@ -18,8 +19,10 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
     texts: TokenTexts = field(init=False)
+    formats: Formats = field(init=False)
 
     def __post_init__(self) -> None:
+        self.formats = choose_formats(self.llm.tokenizer, self.options)
         self.texts = TokenTexts(self.llm.tokenizer)
         self.metrics.watch_engine(lambda: self.llm.stats)
 

@@ -16,7 +16,11 @@ _TAKEN |= {"tokenize", "chat_template", "conversation", "return_dict", "return_t
 
 
 async def chat_ids(
-    server: Server, items: list[Any], kwargs: dict[str, Any], add_generation_prompt: bool = True
+    server: Server,
+    items: list[Any],
+    kwargs: dict[str, Any],
+    add_generation_prompt: bool = True,
+    tools: list[dict[str, Any]] | None = None,
 ) -> list[int]:
     """The prompt's token ids. Raises RequestError naming the message, or what the template said."""
     tokenizer = need_tokenizer(server, "messages")
@@ -25,11 +29,17 @@ async def chat_ids(
             path = f"chat_template_kwargs.{name}"
             raise RequestError(f"{path} is {shorten(kwargs[name])}; the server itself sets {name}", path)
     messages = read_messages(items)
+    for index, message in enumerate(messages):
+        if "tool_calls" in message and not tokenizer.template_uses("tool_calls"):
+            path = f"messages[{index}].tool_calls"
+            raise RequestError(f"{path} is given; the model's chat template takes no calls of tools", path)
 
     def encode() -> list[int]:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
+        )
         # The template writes its own special tokens.
         return tokenizer.encode(text, add_special_tokens=False, max_tokens=server.llm.info.context_length)
 
-    is_long = sum(len(each["content"]) for each in messages) > LONG_PROMPT
+    is_long = sum(len(each["content"] or "") for each in messages) > LONG_PROMPT
     return await asyncio.to_thread(encode) if is_long else encode()

@@ -35,6 +35,7 @@ class Tokenizer:
         self.eos_token_ids = frozenset([fast.eos_token_id] if isinstance(fast.eos_token_id, int) else [])
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        self.special_texts = frozenset(token.content for token in added.values() if token.special)
         self._added_ids = frozenset(added)
 
     @cached_property
@@ -104,6 +105,15 @@ class Tokenizer:
         return self.token_bytes(index).decode(errors="replace")
 
     @property
+    def chat_template(self) -> str:
+        """The Jinja text of the chat template; "" if there is none."""
+        return self._template.text
+
+    def template_uses(self, variable: str) -> bool:
+        """Whether the chat template knows `variable`."""
+        return self._template.uses(variable)
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether chat messages can be turned into a prompt."""
         return self._template.known
@@ -118,8 +128,9 @@ class Tokenizer:
     ) -> str:
         """The prompt for `messages`. It has its special tokens: encode it with add_special_tokens=False.
 
-        Further keywords are variables of the template. Raises RequestError (field "messages") when
-        there is no template or it refuses the messages.
+        `tools` are OpenAI's definitions; arguments of calls in `messages` are mappings. Further keywords
+        are variables of the template. Raises RequestError (field "messages") when there is no template or
+        it refuses the messages.
         """
         return self._template.render(messages, add_generation_prompt, tools, kwargs)
 

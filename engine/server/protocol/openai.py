@@ -9,6 +9,7 @@ from ...errors import RequestError
 from ...request import MAX_TOP_LOGPROBS
 from .base import Body, Int, parse, shorten
 from .sampling import SamplingBody
+from .tools import read_tool_call
 
 # Labels for accounting, and hints to OpenAI's own machines: none reaches the model.
 _LABELS = frozenset(
@@ -93,14 +94,17 @@ class ChatBody(SamplingBody):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    separate_reasoning: bool = True
+    stream_reasoning: bool = True
+    tools: list[Any] = Field(default_factory=list)
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
-    # parallel_tool_calls has nothing to act on while tools are refused
-    without_effect: ClassVar[frozenset[str]] = _LABELS | {"parallel_tool_calls"}
+    without_effect: ClassVar[frozenset[str]] = _LABELS
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **_EXTENSIONS,
         "store": (False,),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
@@ -108,7 +112,6 @@ class ChatBody(SamplingBody):
         "audio": (),
         "prediction": (),
         "web_search_options": (),
-        "reasoning_effort": (),
         "verbosity": ("medium",),
         "echo": (False,),
         "best_of": (1,),
@@ -116,8 +119,6 @@ class ChatBody(SamplingBody):
         "continue_final_message": (False,),
         "chat_template": (),
         "documents": ([],),
-        "separate_reasoning": (True,),
-        "stream_reasoning": (True,),
     }
 
 
@@ -128,14 +129,14 @@ class Message(Body):
     content: str | list[Any] = ""
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[Any] | None = None
+    reasoning_content: str | None = None
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})  # an answer's, sent back
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "refusal": (),
         "audio": (),
-        "tool_calls": ([],),
         "function_call": (),
-        "reasoning_content": ("",),
     }
 
     @field_validator("content", mode="before")
@@ -164,12 +165,26 @@ def read_messages(items: list[Any], where: str = "messages") -> list[dict[str, A
         if isinstance(item, dict) and item.get("role") != "assistant" and item.get("content") is None:
             raise RequestError(f"{path}.content is missing", f"{path}.content")
         message = parse(Message, item, path)
-        fields = message.model_dump(exclude_none=True)
+        fields = message.model_dump(exclude_none=True, exclude={"tool_calls"})
+        if message.tool_calls:
+            fields |= _calls_of(message, path, item)
         if isinstance(message.content, list):
             parts = enumerate(message.content)
             fields["content"] = "\n".join(_text_of(part, f"{path}.content[{k}]") for k, part in parts)
         messages.append(fields)
     return messages
+
+
+def _calls_of(message: Message, path: str, item: dict[str, Any]) -> dict[str, Any]:
+    if message.role != "assistant":
+        raise RequestError(
+            f"{path}.tool_calls is given; it is accepted only of the role assistant", f"{path}.tool_calls"
+        )
+    calls = [
+        read_tool_call(each, f"{path}.tool_calls[{k}]") for k, each in enumerate(message.tool_calls or [])
+    ]
+    # Templates tell a message that only calls by its content.
+    return {"tool_calls": calls, **({"content": None} if item.get("content") is None else {})}
 
 
 def _text_of(part: object, path: str) -> str:

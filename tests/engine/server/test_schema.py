@@ -6,7 +6,7 @@ import pytest
 
 from radixmesh.engine.errors import RequestError
 from radixmesh.engine.request import SamplingParams
-from radixmesh.engine.server.protocol import native, openai, sampling
+from radixmesh.engine.server.protocol import native, openai, sampling, tools
 from radixmesh.engine.server.protocol.base import Body, parse
 from radixmesh.engine.server.protocol.sampling import sampling_params
 
@@ -19,9 +19,17 @@ SAMPLING = set(
 HONOURED: dict[type[Body], set[str]] = {
     openai.CompletionBody: SAMPLING | {"prompt", "max_tokens", "logprobs", "best_of"},
     openai.ChatBody: SAMPLING
-    | set("messages max_tokens max_completion_tokens logprobs top_logprobs chat_template_kwargs".split()),
-    openai.Message: {"role", "content", "name", "tool_call_id"},
+    | set(
+        "messages max_tokens max_completion_tokens logprobs top_logprobs chat_template_kwargs tools"
+        " tool_choice parallel_tool_calls reasoning_effort separate_reasoning stream_reasoning".split()
+    ),
+    openai.Message: {"role", "content", "name", "tool_call_id", "tool_calls", "reasoning_content"},
     openai.TextPart: {"type", "text"},
+    tools.Tool: {"type", "function"},
+    tools.Function: {"name", "description", "parameters"},
+    tools.NamedFunction: {"name"},
+    tools.ToolCall: {"id", "type", "function"},
+    tools.FunctionCall: {"name", "arguments"},
     sampling.StreamOptions: {"include_usage"},
     native.GenerateBody: set(
         "text input_ids sampling_params stream return_logprob top_logprobs_num return_text_in_logprobs rid"
@@ -45,7 +53,10 @@ def smallest(model: type[Body]) -> dict[str, Any]:
     """The least that `model` accepts."""
     values: dict[str, Any] = {
         "prompt": "a", "messages": [{}], "role": "user", "type": "text", "text": "a", "tokens": [1],
+        "name": "f", "function": {},
     }  # fmt: skip
+    if model is tools.Tool:
+        values["type"] = "function"
     return {name: values[name] for name, field in model.model_fields.items() if field.is_required()}
 
 

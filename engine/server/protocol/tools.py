@@ -1,0 +1,136 @@
+"""Tools, the choice among them, and calls of them, as OpenAI's chat requests have them."""
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any, ClassVar, Literal
+
+from ...errors import RequestError
+from .base import Body, parse, shorten
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+class Function(Body):
+    """What a tool is."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+    # strict promises arguments of the schema, which needs constrained output
+    only_at: ClassVar[dict[str, tuple[object, ...]]] = {"strict": (False,)}
+
+
+class Tool(Body):
+    """One of `tools`."""
+
+    type: Literal["function"]
+    function: dict[str, Any]
+
+
+class NamedFunction(Body):
+    """The function of a `tool_choice` that names one."""
+
+    name: str
+
+
+class FunctionCall(Body):
+    """What a call of a message's `tool_calls` calls."""
+
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class ToolCall(Body):
+    """One of a message's `tool_calls`."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: dict[str, Any]
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"index"})  # a stream's, sent back
+
+
+def read_tools(items: list[Any]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The tools as a chat template takes them, and the JSON schema of each name's parameters.
+
+    Raises RequestError naming the tool and field.
+    """
+    tools: list[dict[str, Any]] = []
+    schemas: dict[str, dict[str, Any]] = {}
+    for index, item in enumerate(items):
+        path = f"tools[{index}].function"
+        function = parse(Function, parse(Tool, item, f"tools[{index}]").function, path)
+        name, schema = function.name, function.parameters or {}
+        if not _NAME.fullmatch(name):
+            raise RequestError(
+                f"{path}.name is {shorten(name)}; accepted are 1 to 128 letters, digits, _, - and .",
+                f"{path}.name",
+            )
+        if name in schemas:
+            raise RequestError(
+                f"{path}.name is {shorten(name)}, as that of a tool before it; accepted are different names",
+                f"{path}.name",
+            )
+        if schema.get("type", "object") != "object" or not isinstance(schema.get("properties", {}), dict):
+            raise RequestError(
+                f"{path}.parameters is {shorten(schema)}; accepted is a JSON schema of type object",
+                f"{path}.parameters",
+            )
+        schemas[name] = schema
+        tools.append({"type": "function", "function": function.model_dump(exclude_none=True)})
+    return tools, schemas
+
+
+def calls_allowed(choice: str | dict[str, Any] | None, names: Collection[str]) -> bool:
+    """Whether `tool_choice` lets the model call one of `names`, by default if there are any.
+
+    Raises RequestError for what is no choice, or none among these.
+    """
+    if choice is None or choice == "auto":
+        return bool(names)
+    if choice == "none":
+        return False
+    if isinstance(choice, dict):
+        named = parse(Tool, choice, "tool_choice")
+        name = parse(NamedFunction, named.function, "tool_choice.function").name
+        if name not in names:
+            known = ", ".join(sorted(names)) or "no names, for there are no tools"
+            raise RequestError(
+                f"tool_choice.function.name is {shorten(name)}; accepted are {known}",
+                "tool_choice.function.name",
+            )
+    elif choice != "required":
+        raise RequestError(
+            f'tool_choice is {shorten(choice)}; accepted are "none", "auto", "required" and an object that'
+            " names a tool",
+            "tool_choice",
+        )
+    elif not names:
+        raise RequestError('tool_choice is "required"; it is accepted only with tools', "tool_choice")
+    raise RequestError(
+        f"tool_choice is {shorten(choice)}; calls that must be made need constrained output, which is not"
+        ' supported yet: accepted are "auto" and "none"',
+        "tool_choice",
+    )
+
+
+def read_tool_call(item: object, path: str) -> dict[str, Any]:
+    """A call of an earlier answer, its arguments as a mapping. Raises RequestError naming the field."""
+    call = parse(ToolCall, item, path)
+    function = parse(FunctionCall, call.function, f"{path}.function")
+    arguments: object = function.arguments
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            pass
+    if not isinstance(arguments, dict):
+        raise RequestError(
+            f"{path}.function.arguments is {shorten(function.arguments)}; accepted is a JSON object,"
+            " written as a string",
+            f"{path}.function.arguments",
+        )
+    fields = {} if call.id is None else {"id": call.id}
+    return {**fields, "type": "function", "function": {"name": function.name, "arguments": arguments}}

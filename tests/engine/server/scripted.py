@@ -1,0 +1,63 @@
+"""The HTTP application over an engine whose answers are written in the test."""
+
+from collections.abc import AsyncIterator
+from functools import cache
+from typing import Any
+
+import httpx
+import openai
+
+from radixmesh.backends.fake.backend import FAKE_BACKEND, TOKENIZER
+from radixmesh.engine.config import EngineConfig
+from radixmesh.engine.output_collector import OutputState
+from radixmesh.engine.outputs import RequestOutput, TokenOutput
+from radixmesh.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from radixmesh.engine.request_builder import RequestBuilder
+from radixmesh.engine.runner import RunnerCapacity
+from radixmesh.engine.server.app import create_app
+from radixmesh.engine.server.options import ServerOptions
+from radixmesh.engine.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@cache
+def _fake_tokenizer() -> Tokenizer:
+    return load_tokenizer(str(TOKENIZER))
+
+
+class ScriptedLLM:
+    """Takes AsyncLLM's place: answers every prompt with `script`, a byte a token, ended by <|im_end|>."""
+
+    def __init__(self, template: str, script: str) -> None:
+        self.config = EngineConfig(backend="fake")
+        self.info = FAKE_BACKEND.describe(self.config)
+        self.capacity = RunnerCapacity(64, 16, 8, 512, 128)
+        self.tokenizer = Tokenizer(_fake_tokenizer().fast, template)
+        self.choices = ()
+        self.script = script
+        self.prompts: list[str] = []
+
+    async def generate(
+        self, prompt: list[int], params: SamplingParams, *, request_id: str, **others: Any
+    ) -> AsyncIterator[RequestOutput]:
+        self.prompts.append(self.tokenizer.decode(prompt, skip_special_tokens=False))
+        builder = RequestBuilder(self.info, self.tokenizer, 0)
+        ids = [*self.tokenizer.encode(self.script, add_special_tokens=False), *self.info.eos_token_ids]
+        cut = params.max_new_tokens is not None and params.max_new_tokens < len(ids)
+        for request in builder.build(prompt, params, request_id=request_id):
+            state = OutputState(request, self.tokenizer)
+            for count, token in enumerate(ids[: params.max_new_tokens], 1):
+                output = TokenOutput(request_id=request.id, token_ids=[token])
+                output.logprobs = [TokenLogprobs(logprob=-0.5, top_ids=[], top_logprobs=[])]
+                if token in self.info.eos_token_ids:
+                    output.finish_reason, output.matched_stop = FinishReason.STOP, token
+                elif cut and count == params.max_new_tokens:
+                    output.finish_reason = FinishReason.LENGTH
+                yield state.feed(output)
+                if state.finished:
+                    break
+
+    def client(self, **options: Any) -> openai.AsyncOpenAI:
+        """OpenAI's client of a server with these options over this engine."""
+        app = create_app(self, ServerOptions(**options))  # type: ignore[arg-type]
+        http: Any = httpx.AsyncClient(transport=httpx.ASGITransport(app=app))
+        return openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
