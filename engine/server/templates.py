@@ -41,5 +41,5 @@ async def chat_ids(
         # The template writes its own special tokens.
         return tokenizer.encode(text, add_special_tokens=False, max_tokens=server.llm.info.context_length)
 
-    is_long = sum(len(each["content"] or "") for each in messages) > LONG_PROMPT
+    is_long = sum(len(each["content"]) for each in messages) > LONG_PROMPT
     return await asyncio.to_thread(encode) if is_long else encode()

@@ -30,9 +30,12 @@ class ChatTemplate:
     @cached_property
     def text(self) -> str:
         """The Jinja text, "" if there is none; of several that for messages with tools."""
-        if not self.known:
+        if self._own is not None or not self._fast.chat_template:
+            return self._own or ""
+        try:
+            text: str = self._fast.get_chat_template(None, tools=[])
+        except ValueError:  # several, and none of a name that says when to take it
             return ""
-        text: str = self._own or self._fast.get_chat_template(None, tools=[])
         return text
 
     def uses(self, variable: str) -> bool:
@@ -97,7 +100,7 @@ class ChatTemplate:
         }
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": "x"},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
         tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}]
         text = self._attempt(messages, tools)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 _SPACE = re.compile(r"\s*")
+_MOST = 4096  # characters taken at once: each time some are told, the rest is copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +186,11 @@ class Parser:
 
     def add(self, text: str) -> list[Event]:
         """Events that are certain now and were not before."""
-        self._source.add(text)
-        return self._take()
+        events = []
+        for start in range(0, len(text), _MOST):
+            self._source.add(text[start : start + _MOST])
+            events += self._take()
+        return events
 
     def end(self) -> list[Event]:
         """The last events: no more text will come."""

@@ -167,7 +167,7 @@ def read_messages(items: list[Any], where: str = "messages") -> list[dict[str, A
         message = parse(Message, item, path)
         fields = message.model_dump(exclude_none=True, exclude={"tool_calls"})
         if message.tool_calls:
-            fields |= _calls_of(message, path, item)
+            fields["tool_calls"] = _calls_of(message, path)
         if isinstance(message.content, list):
             parts = enumerate(message.content)
             fields["content"] = "\n".join(_text_of(part, f"{path}.content[{k}]") for k, part in parts)
@@ -175,16 +175,11 @@ def read_messages(items: list[Any], where: str = "messages") -> list[dict[str, A
     return messages
 
 
-def _calls_of(message: Message, path: str, item: dict[str, Any]) -> dict[str, Any]:
+def _calls_of(message: Message, path: str) -> list[dict[str, Any]]:
+    path += ".tool_calls"
     if message.role != "assistant":
-        raise RequestError(
-            f"{path}.tool_calls is given; it is accepted only of the role assistant", f"{path}.tool_calls"
-        )
-    calls = [
-        read_tool_call(each, f"{path}.tool_calls[{k}]") for k, each in enumerate(message.tool_calls or [])
-    ]
-    # Templates tell a message that only calls by its content.
-    return {"tool_calls": calls, **({"content": None} if item.get("content") is None else {})}
+        raise RequestError(f"{path} is given; it is accepted only of the role assistant", path)
+    return [read_tool_call(each, f"{path}[{k}]") for k, each in enumerate(message.tool_calls or [])]
 
 
 def _text_of(part: object, path: str) -> str:

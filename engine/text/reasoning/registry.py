@@ -15,6 +15,6 @@ _BY_TEMPLATE = (
 
 
 def reasoning_format_of(template: str) -> tuple[ReasoningFormat, str] | None:
-    """The format that `template` shows, and the sign of it."""
+    """The format that `template` shows, and the signs of it."""
     fits = ((each, signs) for each, signs in _BY_TEMPLATE if all(sign in template for sign in signs))
     return next(((each, " and ".join(signs)) for each, signs in fits), None)

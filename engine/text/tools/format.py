@@ -41,7 +41,7 @@ class ToolFormat:
     """How a model family writes calls.
 
     `read` may be given any text of the model. `marks` are tokens of the format; where a tokenizer has
-    them as special ones they must be shown. A template with one of `signs` is taken to teach this format.
+    them as special ones they must be shown. A template with all of `signs` is taken to teach this format.
     """
 
     name: str

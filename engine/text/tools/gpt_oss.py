@@ -21,4 +21,4 @@ def _read(source: Source, tools: Tools) -> Steps[None]:
     yield from read_calls(source, BEGINS, call)
 
 
-GPT_OSS = ToolFormat("gpt-oss", _read, MARKS, ("<|channel|>",))
+GPT_OSS = ToolFormat("gpt-oss", _read, MARKS, ("<|channel|>", "functions."))

@@ -13,4 +13,4 @@ def _read(source: Source, tools: Tools) -> Steps[None]:
     yield from read_calls(source, ("<tool_call>",), call)
 
 
-HERMES = ToolFormat("hermes", _read, ("<tool_call>", "</tool_call>"), ("<args-json-object>", "<args-dict>"))
+HERMES = ToolFormat("hermes", _read, ("<tool_call>", "</tool_call>"), ("<tool_call>", "<args-"))

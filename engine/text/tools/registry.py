@@ -27,6 +27,6 @@ _BY_TEMPLATE = (GPT_OSS, QWEN3_CODER, HERMES, MISTRAL, DEEPSEEK, PYTHONIC, LLAMA
 
 
 def tool_format_of(template: str) -> tuple[ToolFormat, str] | None:
-    """The format that `template` teaches, and the sign of it."""
-    found = ((each, sign) for each in _BY_TEMPLATE for sign in each.signs if sign in template)
-    return next(found, None)
+    """The format that `template` teaches, and the signs of it."""
+    fits = (each for each in _BY_TEMPLATE if all(sign in template for sign in each.signs))
+    return next(((each, " and ".join(each.signs)) for each in fits), None)

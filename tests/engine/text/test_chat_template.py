@@ -100,7 +100,7 @@ def test_variables_that_a_template_uses(tmp_path: Path) -> None:
 
 
 CALL = {"id": "abcdefghi", "function": {"name": "f", "arguments": {"a": "é", "b": [None]}}}
-CALLED: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+CALLED: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,15 @@ def test_arguments_of_calls_are_json_however_the_template_takes_them(tmp_path: P
     loop = "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ WRITTEN }}{% endfor %}{% endfor %}"
     text = with_template(tmp_path, loop.replace("WRITTEN", written)).apply_chat_template(CALLED)
     assert json.loads(text) == {"arguments": {"a": "é", "b": [None]}, "name": "f"} and "é" in text
+
+
+def test_several_templates() -> None:
+    """The one for tools says what is known of tools; without a name to go by there is none to take."""
+    fast = load_tokenizer(str(TOKENIZER)).fast
+    fast.chat_template = {"default": "plain {{ messages }}", "tool_use": "{{ tools[0].name }}"}
+    tokenizer = Tokenizer(fast)
+    assert tokenizer.chat_template == "{{ tools[0].name }}" and tokenizer.template_uses("tools")
+    assert tokenizer.apply_chat_template(HELLO, tools=[{"name": "f"}]) == "f"
+    assert tokenizer.apply_chat_template(HELLO).startswith("plain ")
+    fast.chat_template = {"other": "{{ tools }}"}
+    assert Tokenizer(fast).chat_template == ""

@@ -276,7 +276,9 @@ def test_odd_escapes_of_python_give_no_warning() -> None:
 
 
 TEMPLATES: list[tuple[str, str | None]] = [
-    ('{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>', "hermes"),
+    ('<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>', "hermes"),
+    ('<tool_call>\n{"name": <function-name>, "arguments": <args-dict>}\n</tool_call>', "hermes"),
+    ("<tool_call>name\\n<arg_key>", None),
     ("<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1>", "qwen3_coder"),
     ('{"name": function name, "parameters": dictionary of argument name and its value}', "llama3"),
     ("{{- '[TOOL_CALLS]' }}", "mistral"),
@@ -285,7 +287,7 @@ TEMPLATES: list[tuple[str, str | None]] = [
         "[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)]",
         "pythonic",
     ),
-    ("<|start|>assistant<|channel|>analysis<|message|>", "gpt-oss"),
+    ("<|start|>assistant<|channel|>analysis<|message|> functions.", "gpt-oss"),
     ("<|im_start|>", None),
 ]
 
@@ -294,7 +296,7 @@ TEMPLATES: list[tuple[str, str | None]] = [
 def test_the_format_that_a_template_teaches(template: str, expected: str | None) -> None:
     found = tool_format_of(template)
     assert (found[0].name if found else None) == expected
-    assert found is None or found[1] in template
+    assert found is None or all(sign in template for sign in found[1].split(" and "))
 
 
 def test_ids() -> None:
