@@ -14,6 +14,7 @@ from .rope import inverse_frequencies
 from .spec import RopeSpec
 
 _F32, _F16 = 0, 1  # ggml's numbers of tensor types
+_AT_ONCE = 16 << 20  # bytes that are dequantized at once
 
 
 class GgufFields:
@@ -188,8 +189,13 @@ def read_tensor(header: GgufHeader, tensor: GgufTensor) -> np.ndarray:
         return data.view(np.float32)
     if kind == _F16:
         return data.view(np.float16).astype(np.float32)
+    stored = data.reshape(-1, shape[-1])
+    whole = np.empty((len(stored), columns), np.float32)
+    step = max(1, _AT_ONCE // shape[-1])
     try:
-        return dequantize(data, kind)
+        for start in range(0, len(stored), step):  # dequantize holds its result twice
+            whole[start : start + step] = dequantize(stored[start : start + step], kind)
+        return whole.reshape(tensor.shape)
     except NotImplementedError as error:
         raise ModelError(
             f"tensor {tensor.name} of {header.path} is quantized as {kind.name}, which cannot be dequantized"
