@@ -20,7 +20,7 @@ from .buckets import Shape
 from .crew import Crew, Kind, meet
 from .runner import JaxRunner
 
-_STEP = struct.Struct("<i?")  # the shape's tokens, and whether it is full; then the packed words
+_STEP = struct.Struct("<ii")  # the shape's tokens, and whether it is full; then the packed words
 _GOODBYE = 5  # seconds that processes wait for each other at the end
 
 # Options that may differ between hosts: where files are, and what is process 0's business alone.
@@ -55,6 +55,8 @@ def join(config: EngineConfig, spec: ModelSpec) -> Crew:
 
 
 class _CrewRunner(JaxRunner):
+    """What the runners of all processes have in common."""
+
     def __init__(self, crew: Crew, *args: Any) -> None:
         """`args` are those of `JaxRunner`, on a mesh of all processes' devices."""
         self._crew = crew
@@ -96,9 +98,9 @@ class FollowingRunner(_CrewRunner):
         self._crew.minimum(0)
         leader, running = self._crew.peers[0], None
         while (told := leader.receive())[0] == Kind.STEP:
-            shape = Shape(*_STEP.unpack_from(told[1]))
-            words = np.frombuffer(told[1], np.int8, offset=_STEP.size).view(np.int32)
-            launched = self.launch(shape, words.reshape(self._mesh.shape["data"], -1))
+            tokens, full = _STEP.unpack_from(told[1])
+            words = np.frombuffer(told[1], np.int32, offset=_STEP.size)
+            launched = self.launch(Shape(tokens, bool(full)), words.reshape(self._mesh.shape["data"], -1))
             jax.block_until_ready(running)  # one step ahead, and an error is raised where it belongs
             running = launched
         self._crew.part()
