@@ -19,7 +19,7 @@ from .rows import RaggedRows
 from .tpu_blocks import LANES, TAILS, VMEM_MIB, BlockSizes, Shape, default_sizes, vmem_bytes
 from .tpu_chunks import prefill, write_chunks
 from .tpu_decode import decode
-from .tpu_program import MASKED, Program, Rows, Scratch
+from .tpu_program import LOG2_E, MASKED, Program, Rows, Scratch
 from .tpu_stream import Cursor, Pages, num_pieces
 from .xla import NO_WINDOW, stored
 
@@ -81,13 +81,14 @@ def ragged_paged_attention(
     shape = _checked_shape(chip, q, kv_pages)
     sizes = sizes or default_sizes(chip, shape)
     new = [stored(k, k_scale, kv_pages.dtype), stored(v, v_scale, kv_pages.dtype)]
+    score_factor = scale * k_scale * (LOG2_E if soft_cap is None else 1)
     numbers = (rows.num_rows, rows.num_decode_rows, first_page, NO_WINDOW if window is None else window)
     inputs = _Inputs(
         jnp.pad(rows.cu_q_lens, (0, 1), mode="edge"),
         jnp.pad(rows.kv_lens, (0, 1)),
         rows.page_offsets,
         jnp.stack([jnp.asarray(each, jnp.int32) for each in numbers]),
-        jnp.stack([jnp.asarray(each, jnp.float32) for each in (scale * k_scale, v_scale)]),
+        jnp.stack([jnp.asarray(each, jnp.float32) for each in (score_factor, v_scale)]),
         _sink_lanes(sinks, shape),
         *_queries(q.astype(_product_dtype(q, kv_pages)), rows, shape, sizes),
         *_new_kv(jnp.concatenate(new, axis=-1), rows, shape, sizes),
@@ -232,7 +233,7 @@ def _sink_lanes(sinks: jax.Array | None, shape: Shape) -> jax.Array:
     """[kv_heads, group, LANES]: where the softmax of each head begins."""
     if sinks is None:
         return jnp.full((shape.kv_heads, shape.group, LANES), MASKED, jnp.float32)
-    sinks = sinks.astype(jnp.float32).reshape(shape.kv_heads, shape.group, 1)
+    sinks = (sinks.astype(jnp.float32) * LOG2_E).reshape(shape.kv_heads, shape.group, 1)
     return jnp.broadcast_to(sinks, (*sinks.shape[:2], LANES))
 
 

@@ -12,7 +12,7 @@ LANES = 128
 BLOCK_BYTES = MIB
 IN_FLIGHT_BYTES = 4 * MIB
 MIN_KEYS, MAX_KEYS = 256, 1024
-PREFILL_QUERIES = 1024  # times one block of keys: enough products for each byte of KV on every chip
+PREFILL_QUERIES, PREFILL_KEYS = 1024, 512  # enough products for each byte of KV on every chip
 TAILS = 4  # decode rows whose write may be under way
 
 
@@ -103,7 +103,7 @@ def default_sizes(chip: str, shape: Shape) -> BlockSizes:
         depth=min(max(depth, 3), 6),
         decode_pages=pages,
         decode_rows=8,
-        prefill_pages=max(1, min(pages, 512 // shape.page_size)),
+        prefill_pages=max(1, PREFILL_KEYS // shape.page_size),
         prefill_tokens=tile,
         write_pages=max(1, 128 // shape.page_size),
     )

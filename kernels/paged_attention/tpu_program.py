@@ -13,6 +13,7 @@ from .tpu_blocks import LANES, BlockSizes
 from .tpu_stream import Pages, Scalar
 
 MASKED = -1e30
+LOG2_E = 1.4426950408889634  # scores are kept times this: a power of two is cheaper than one of e
 
 
 class Rows(NamedTuple):
@@ -36,7 +37,7 @@ class Scratch(NamedTuple):
     prefill_out: Any  # like prefill_q
     new_kv: Any  # [depth, h, tokens, 2 * head_dim]
     top: Any  # [h, group * prefill_tokens, LANES] largest score met, the same in all lanes
-    total: Any  # [h, group * prefill_tokens, LANES] sum of exp(score - top), spread over lanes
+    total: Any  # [h, group * prefill_tokens, LANES] sum of 2 ** (score - top), spread over lanes
     acc: Any  # [h, group * prefill_tokens, lanes] the same sum, weighted by values
     in_sems: Any  # [2]
     out_sems: Any  # [2]
@@ -112,13 +113,13 @@ def meet(p: Program, head: Scalar, q: jax.Array, kv: jax.Array, seen: Any, membe
     keys, values = (kv, kv) if p.head_dim == 64 else (kv[:, : p.head_dim], kv[:, p.head_dim :])
     scores = _product(q, keys, 1) * p.factors[0]
     if p.soft_cap is not None:
-        scores = p.soft_cap * jnp.tanh(scores * (1 / p.soft_cap))
+        scores = p.soft_cap * LOG2_E * jnp.tanh(scores * (1 / p.soft_cap))
     if seen is not None:
         scores = jnp.where(seen, scores, MASKED)
     old_top, old_total, old_acc = p.scratch.top[head, at], p.scratch.total[head, at], p.scratch.acc[head, at]
     top = jnp.maximum(old_top, jnp.max(scores, axis=1, keepdims=True))
-    weights = jnp.exp(scores - _across(top, scores.shape[1]))
-    fade = jnp.exp(old_top - top)
+    weights = jnp.exp2(scores - _across(top, scores.shape[1]))
+    fade = jnp.exp2(old_top - top)
     total = old_total * fade + _lane_sums(weights)
     acc = old_acc * _across(fade, old_acc.shape[1]) + _product(weights.astype(q.dtype), values, 0)
     if member is not None:
