@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ...sharding.axis import MeshAxis
 from ...sharding.rules import ShardingRules
 from ...sharding.topology import chip_of
 from .decoder import Attention
@@ -50,9 +51,11 @@ def make_step(
     """The step for the shape of `layout`: embedding to token slots, nothing left to the host.
 
     Of `weights` only the shardings are read. The step takes the packed batches of all data shards,
-    [data, words] int32 split over "data", and returns what each sampled, [data, L, ...].
+    [data, words] int32 split over "data", and returns what each sampled, [data, L, ...], whole everywhere:
+    one process may have to read what devices of others sampled.
     """
     page_size = layout.capacity.page_size
+    data = MeshAxis("data", mesh.shape["data"])
 
     def step(
         weights: nnx.State, state: DeviceState, packed: jax.Array
@@ -65,15 +68,15 @@ def make_step(
         logits = decoder.logits(hidden[batch.logits_positions])
         sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.full, decoder.tensor)
         slots = state.slots.at[batch.slots].set(sampled["token_ids"])
-        return DeviceState(kv_pages, page_tokens, slots), jax.tree.map(lambda each: each[None], sampled)
+        return DeviceState(kv_pages, page_tokens, slots), jax.tree.map(data.gather, sampled)
 
     weight_specs: Any = jax.tree.map(lambda array: array.sharding.spec, weights)
-    states, rows = state_specs(rules), rules.spec(("rows",))
+    states = state_specs(rules)
     return jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(weight_specs, states, rows),
-        out_specs=(states, rows),
+        in_specs=(weight_specs, states, rules.spec(("rows",))),
+        out_specs=(states, PartitionSpec()),
         check_vma=False,  # Pallas kernels do not say over which axes their results vary
     )
 

@@ -68,6 +68,8 @@ def test_a_step_sends_three_sums_and_a_few_words_a_row(mesh: MeshSpec) -> None:
         f"all-reduce f32[{ROWS},1]": 3,  # largest logit, sum of weights, and of those that top-p keeps
         f"all-reduce s32[{ROWS},1]": 1,  # how many logits top-k keeps
     }
+    if mesh.data > 1:
+        a_row[f"all-gather s32[{mesh.data},{ROWS}]"] = 1  # the tokens, for whoever reads them
     assert sum(found.values(), Counter()) == Counter({whole: 3, **a_row})
 
 

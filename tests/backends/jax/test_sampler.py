@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from radixmesh.backends.jax.forward_batch import ForwardBatch, Sampling
 from radixmesh.backends.jax.sampler import sample
 from radixmesh.kernels.paged_attention.rows import RaggedRows
+from radixmesh.kernels.sampling.reference import choose_tokens
 from radixmesh.sharding.axis import ALONE, MeshAxis
 from radixmesh.sharding.mesh import MeshSpec, make_mesh
 
@@ -153,6 +154,23 @@ def test_penalties_biases_and_logprobs() -> None:
             got["logprobs"], logprobs[np.arange(3), got["token_ids"]], atol=1e-5
         )  # of the model's own distribution
         assert (got["top_ids"] == np.argsort(-logprobs, -1)[:, : got["top_ids"].shape[1]]).all()
+
+
+def test_draws_are_those_of_the_reference() -> None:
+    """So a seed gives the same tokens on every backend."""
+    rng = np.random.default_rng(7)
+    rows = 64
+    logits = rng.normal(0, 2, (rows, VOCAB)).astype(np.float32)
+    options: dict[str, Any] = dict(
+        temperature=rng.choice([0.0, 0.7, 1.0, 1.6], rows), top_k=rng.choice([0, 3, 12], rows),
+        top_p=rng.choice([1.0, 0.6, 0.9], rows), min_p=rng.choice([0.0, 0.05], rows),
+        seeds=rng.integers(0, 2**32, rows),
+    )  # fmt: skip
+    batch = batch_of(rng.integers(1, 9, rows).tolist(), [0] * 2 * rows, **options)
+    got = run(logits, batch, np.zeros((1, PAGE_SIZE), np.int32))["token_ids"]
+    names = ("temperature", "top_k", "top_p", "min_p", "seeds", "indices")
+    want = choose_tokens(logits, *(np.asarray(getattr(batch.sampling, name)) for name in names))
+    assert (got == want).all() and (got != logits.argmax(-1)).any()
 
 
 @pytest.mark.parametrize("shards", [2, 8])
