@@ -43,8 +43,8 @@ async def outputs(server: Server, job: Job) -> AsyncGenerator[tuple[int, Request
     Closing it aborts what still runs. Raises RequestError, EngineDeadError.
     """
     server.check_serving()
-    config = server.llm.config
-    most = config.max_queued_requests + server.llm.capacity.max_running_requests
+    capacity = server.llm.capacity
+    most = capacity.num_groups * (server.llm.config.max_queued_requests + capacity.max_running_requests)
     if job.num_sequences > most:
         raise RequestError(
             f"the request asks for {job.num_sequences} sequences, all prompts and n together;"

@@ -79,8 +79,9 @@ def run(arguments: argparse.Namespace, joints: Joints) -> int:
 
 def measure(llm: LLM, options: LatencyBenchOptions) -> LatencyReport:
     """Run the batch several times. Raises ConfigError when it does not fit into the engine at once."""
-    rows = llm.capacity.max_running_requests
-    room = llm.capacity.num_pages * llm.capacity.page_size
+    capacity = llm.capacity
+    rows = capacity.num_groups * capacity.max_running_requests
+    room = capacity.num_groups * capacity.num_pages * capacity.page_size
     tokens = options.batch_size * (options.input_len + options.output_len)
     if options.batch_size > rows or tokens > room:
         raise ConfigError(
