@@ -45,7 +45,7 @@ class VocabShards:
         return self.axis.max(values.max(-1, keepdims=True))
 
     def sum(self, values: jax.Array) -> jax.Array:
-        """The sum of each row, [rows, 1]."""
+        """The sum of each row, [rows, 1]; rows may have several axes."""
         return self.axis.sum(values.sum(-1, keepdims=True))
 
     def argmax(self, values: jax.Array) -> jax.Array:

@@ -1,10 +1,9 @@
 """From logits to tokens, inside the compiled step.
 
 Steps of greedy rows alone take an argmax and nothing else. Sampled rows find their top-k and top-p
-cut by bisection over the float32 bit patterns instead of sorting the vocabulary: 32 rounds, exact,
-ties kept. The randomness of a row depends on its seed and the index of the token alone, never on its
-neighbours nor on the mesh. Logits may be split over the vocabulary: what looks across goes through
-`VocabShards`.
+cut by bisection over the float32 bit patterns instead of sorting the vocabulary: exact, ties kept. The
+randomness of a row depends on its seed and the index of the token alone, never on its neighbours nor
+on the mesh. Logits may be split over the vocabulary: what looks across goes through `VocabShards`.
 """
 
 from collections.abc import Callable
@@ -138,8 +137,8 @@ def _mix(words: jax.Array) -> jax.Array:
 def _keep_top_k(scaled: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
     """Keep the k largest of each row (0: all), ties with the k-th included."""
     top_k = sampling.top_k
-    wanted = jnp.where(top_k > 0, top_k, vocab.size * vocab.axis.size)[:, None]
-    bar = _largest_bar(scaled, lambda kept: vocab.sum(kept) >= wanted)
+    wanted = jnp.where(top_k > 0, top_k, vocab.size * vocab.axis.size)[:, None, None]
+    bar = _largest_bar(scaled, lambda kept: vocab.sum(kept) >= wanted, vocab)
     return jnp.where(_ordered(scaled) >= bar, scaled, -jnp.inf)
 
 
@@ -148,8 +147,8 @@ def _keep_top_p(scaled: jax.Array, sampling: Sampling, vocab: VocabShards) -> ja
     top_p = sampling.top_p[:, None]
     weights = jnp.exp(scaled)
     # rounding can leave a sum just under the whole; a row with top_p 1 keeps everything
-    enough = jnp.where(top_p < 1, top_p * vocab.sum(weights), -1.0)
-    bar = _largest_bar(scaled, lambda kept: vocab.sum(jnp.where(kept, weights, 0)) >= enough)
+    wanted = jnp.where(top_p < 1, top_p * vocab.sum(weights), -1.0)[..., None]
+    bar = _largest_bar(scaled, lambda kept: vocab.sum(jnp.where(kept, weights[:, None], 0)) >= wanted, vocab)
     return jnp.where((_ordered(scaled) >= bar) | (top_p >= 1), scaled, -jnp.inf)
 
 
@@ -159,15 +158,20 @@ def _ordered(x: jax.Array) -> jax.Array:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _largest_bar(x: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """For each row the largest bar for which `enough(x >= bar)` still holds; uint32 [L, 1]."""
-    keys = _ordered(x)
+def _largest_bar(x: jax.Array, enough: Callable[[jax.Array], jax.Array], vocab: VocabShards) -> jax.Array:
+    """For each row the largest bar for which `enough(x >= bar)` still holds; uint32 [L, 1].
 
-    def halve(_: int, bar: jax.Array) -> jax.Array:
-        bit, bar = bar[1], bar[0]
-        higher = bar | bit
-        return jnp.stack([jnp.where(enough(keys >= higher), higher, bar), bit >> 1])
+    `enough` takes what several bars keep, bool [L, bars, vocab], and gives bool [L, bars, 1].
+    """
+    # shards have to wait for each other in every round: then few rounds of many bars are quicker
+    bits = 1 if vocab.axis.size == 1 else 4
+    keys = _ordered(x)[:, None]
+    steps = jnp.arange(1, 1 << bits, dtype=jnp.uint32)
 
-    shape = (x.shape[0], 1)
-    start = jnp.stack([jnp.zeros(shape, jnp.uint32), jnp.full(shape, 1 << 31, jnp.uint32)])
-    return lax.fori_loop(0, 32, halve, start)[0]
+    def narrow(settled: jax.Array, bar: jax.Array) -> jax.Array:
+        shift = (32 - bits * (settled + 1)).astype(jnp.uint32)
+        bars = bar | (steps << shift)
+        held = enough(keys >= bars[..., None]).sum(1, dtype=jnp.uint32)  # the lower ones
+        return bar | (held << shift)
+
+    return lax.fori_loop(0, 32 // bits, narrow, jnp.zeros((x.shape[0], 1), jnp.uint32))

@@ -65,8 +65,9 @@ def test_a_step_sends_three_sums_and_a_few_words_a_row(mesh: MeshSpec) -> None:
     assert len(layer) == 1, "the scanned layer has two sums and nothing else"
     a_row = {
         f"all-gather s32[4,2,{ROWS}]": 2,  # argmax, of logits and of what is drawn from
-        f"all-reduce f32[{ROWS},1]": 3,  # largest logit, sum of weights, and of those that top-p keeps
-        f"all-reduce s32[{ROWS},1]": 1,  # how many logits top-k keeps
+        f"all-reduce f32[{ROWS},1]": 2,  # largest logit, sum of weights
+        f"all-reduce f32[{ROWS},15,1]": 1,  # sum of the weights that each of 15 bars of top-p keeps
+        f"all-reduce s32[{ROWS},15,1]": 1,  # how many logits each of top-k's keeps
     }
     if mesh.data > 1:
         a_row[f"all-gather s32[{mesh.data},{ROWS}]"] = 1  # the tokens, for whoever reads them
@@ -79,8 +80,9 @@ def test_logprobs_and_penalties_send_twenty_candidates_a_row() -> None:
         {
             f"all-reduce f32[{TOKENS},{SPEC.hidden_size}]": 3,
             f"all-gather s32[4,2,{ROWS}]": 2,
-            f"all-reduce f32[{ROWS},1]": 5,  # log-softmax besides
-            f"all-reduce s32[{ROWS},1]": 1,
+            f"all-reduce f32[{ROWS},1]": 4,  # log-softmax besides
+            f"all-reduce f32[{ROWS},15,1]": 1,
+            f"all-reduce s32[{ROWS},15,1]": 1,
             f"all-reduce f32[{ROWS}]": 1,  # logprob of the chosen token
             f"all-gather f32[4,{ROWS},{TOP}]": 1,
             f"all-gather s32[4,{ROWS},{TOP}]": 1,
