@@ -6,6 +6,7 @@ The public names load on first use, so `import radixmesh` costs nothing:
 - `AsyncLLM`: streaming generation, the engine in a process of its own.
 - `SamplingParams`: how one request's tokens are chosen.
 - `EngineConfig`: every option of the engine.
+- `plan`: how a model would lie on a TPU slice that need not be here, and how fast it can be.
 """
 
 from importlib import import_module
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backends.api import LLM
     from .backends.async_api import AsyncLLM
+    from .backends.planner import plan
     from .engine.config import EngineConfig
     from .engine.request import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "EngineConfig", "SamplingParams", "__version__", "plan"]
 
 _HOME = {
     "LLM": ".backends.api",
     "AsyncLLM": ".backends.async_api",
     "EngineConfig": ".engine.config",
     "SamplingParams": ".engine.request",
+    "plan": ".backends.planner",
 }
 
 

@@ -5,7 +5,7 @@ replaces what arithmetic cannot know: temporaries, code, and the transfers that 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +44,12 @@ def plan(**options: object) -> Plan:
     return make_plan(PlanOptions(**options))  # type: ignore[arg-type]
 
 
-def make_plan(options: PlanOptions, compile_all: bool = False) -> Plan:
-    """`plan` of options that were checked. Of each layout the largest decode step and the prefill chunk are
-    compiled, or all steps."""
+def make_plan(options: PlanOptions, chosen: Callable[[StepPlan], bool] | None = None) -> Plan:
+    """`plan` of options that were checked.
+
+    Of each layout the `chosen` steps are compiled; by default the last two, which are the decode step of the
+    most rows and the prefill chunk.
+    """
     topology, chip = _slice(options)
     source = plan_source(options)
     spec = read_spec(source)
@@ -61,8 +64,10 @@ def make_plan(options: PlanOptions, compile_all: bool = False) -> Plan:
             f"{source.name} does not fit {topology.name}: {_too_small(spec, config, chip, layouts)}"
         )
     if options.compile:
-        layouts = _compiled(spec, config, topology, layouts, compile_all)
+        layouts = _compiled(spec, config, topology, layouts, chosen)
     fitting = [each for each in layouts if each.refusal is None]
+    if not fitting:
+        raise ConfigError(f"{source.name} does not fit {topology.name}: {layouts[-1].refusal}")
     return Plan(
         model=source.name,
         topology=topology.name,
@@ -275,17 +280,22 @@ def _too_small(spec: ModelSpec, config: EngineConfig, chip: Chip, layouts: Seque
 
 
 def _compiled(
-    spec: ModelSpec, config: EngineConfig, topology: Topology, layouts: Sequence[LayoutPlan], every_step: bool
-) -> list[LayoutPlan]:
-    """The layouts that fit with every step compiled, or the largest decode step and the prefill chunk,
-    several at a time. Shows progress on stderr."""
+    spec: ModelSpec, config: EngineConfig, topology: Topology, layouts: Sequence[LayoutPlan],
+    chosen: Callable[[StepPlan], bool] | None,
+) -> list[LayoutPlan]:  # fmt: skip
+    """The layouts that fit with the chosen steps compiled, several at a time. Shows progress on stderr."""
     from .jax.aot import compile_for_plan
 
+    try:
+        topology.devices()
+    except TopologyError as error:
+        raise ConfigError(f"{error}; --no-compile plans without it") from error
     jobs = [
         (layout, at)
         for layout in layouts
         if layout.refusal is None
-        for at in range(0 if every_step else len(layout.steps) - 2, len(layout.steps))
+        for at, step in enumerate(layout.steps)
+        if (chosen(step) if chosen else at >= len(layout.steps) - 2)
     ]
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,

@@ -5,6 +5,7 @@ compiler then says of the step is exact where it speaks of memory and transfers,
 where it speaks of time.
 """
 
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from ...sharding.collectives import read_collectives
 from ...sharding.hlo import Program
 from ...sharding.mesh import MeshSpec, make_mesh
 from ...sharding.rules import ShardingRules
-from ...sharding.topology import Topology, TopologyError
+from ...sharding.topology import Topology
 from ...sharding.traffic import hbm_bytes
 from ..models.families.registry import param_table
 from ..models.partition import partition
@@ -82,12 +83,9 @@ def compile_step(
 def compile_for_plan(
     spec: ModelSpec, config: EngineConfig, topology: Topology, layout: LayoutPlan, step: StepPlan
 ) -> CompiledStep:
-    """Compile a step of a plan's layout. Raises ConfigError when it does not fit or libtpu is missing."""
+    """Compile a step of a plan's layout. Raises ConfigError when it does not fit."""
     assert config.page_size and config.max_running_requests and config.chunked_prefill_size
-    try:
-        mesh = make_mesh(topology.devices(), MeshSpec(layout.data, layout.tensor))
-    except TopologyError as error:
-        raise ConfigError(f"{error}; --no-compile plans without it") from error
+    mesh = make_mesh(topology.devices(), MeshSpec(layout.data, layout.tensor))
     pages = layout.pool_tokens // layout.data // config.page_size
     capacity = RunnerCapacity(
         num_pages=pages,
@@ -115,9 +113,10 @@ def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
         try:
             compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            told = re.search(r"Ran out of memory.*?(?=\.\s|\n|$)", str(error))
+            if told is None:
                 raise
-            raise ConfigError(f"the step does not fit: {str(error).splitlines()[1]}") from error
+            raise ConfigError(f"the compiler says of the step: {told[0]}") from error
         (dumped,) = Path(folder).glob("*after_optimizations.txt")
         return compiled, dumped.read_text(encoding="utf-8")
 

@@ -19,6 +19,7 @@ from ...engine.batch_builder import MAX_FORBIDDEN
 from ...engine.request import MAX_LOGIT_BIAS
 from ...engine.runner import RunnerCapacity
 from ...kernels.paged_attention.rows import RaggedRows
+from ...kernels.paged_attention.tpu_blocks import LANES, TABLE_ROOM
 
 MAX_BIAS = MAX_LOGIT_BIAS + MAX_FORBIDDEN  # entries a row: logit_bias, and what a minimum length forbids
 
@@ -66,7 +67,8 @@ class Layout:
     """Where each field of a step of `tokens` tokens lies in the packed array.
 
     Padding tokens write to the page after the last usable one; padding rows sample into the slot after
-    the last one. Both exist for nothing else.
+    the last one. Both exist for nothing else. The page table ends with entries of no row, so that the TPU
+    kernel can fetch it in pieces from where it lies: without them every layer would copy it.
     """
 
     tokens: int
@@ -81,6 +83,7 @@ class Layout:
     @cached_property
     def fields(self) -> tuple[_Field, ...]:
         tokens, rows, capacity = self.tokens, self.rows, self.capacity
+        table = -(-(capacity.max_page_indices + TABLE_ROOM) // LANES) * LANES
         spare_position = capacity.num_pages * capacity.page_size
         fields = [
             _Field("counts", 3, np.int32, 0),
@@ -90,7 +93,7 @@ class Layout:
             _Field("cu_q_lens", rows + 1, np.int32, 0),
             _Field("kv_lens", rows, np.int32, 0),
             _Field("page_offsets", rows + 1, np.int32, 0),
-            _Field("page_indices", capacity.max_page_indices, np.int32, capacity.num_pages),
+            _Field("page_indices", table, np.int32, capacity.num_pages),
             _Field("logits_positions", rows, np.int32, 0),
             _Field("logits_rows", rows, np.int32, 0),
             _Field("slots", rows, np.int32, capacity.max_running_requests),

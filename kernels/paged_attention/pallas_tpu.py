@@ -58,6 +58,7 @@ def ragged_paged_attention(
     chip: str,
     sizes: BlockSizes | None = None,
     live_tokens: int | None = None,
+    table_room: int = 0,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Write this step's keys and values into their pages, then let each token attend causally.
@@ -73,6 +74,8 @@ def ragged_paged_attention(
         sizes: how to cut up the work; None chooses by chip and shapes.
         live_tokens: keys that all rows hold together, for the cost estimate; None counts every entry of
             the page table as a page that is full.
+        table_room: entries at the end of `page_indices` that no row has. With TABLE_ROOM of them and a length
+            that is a multiple of LANES the table is read where it lies; else each call copies it.
         interpret: as of `pallas_call`: `pltpu.InterpretParams()` runs on a CPU.
 
     Raises:
@@ -92,7 +95,7 @@ def ragged_paged_attention(
         _sink_lanes(sinks, shape),
         *_queries(q.astype(_product_dtype(q, kv_pages)), rows, shape, sizes),
         *_new_kv(jnp.concatenate(new, axis=-1), rows, shape, sizes),
-        table=_table_pieces(rows.page_indices, sizes),
+        table=_table_pieces(rows.page_indices, sizes, table_room),
         kv_pages=kv_pages,
     )
     static = dict(sizes=sizes, head_dim=shape.head_dim, soft_cap=soft_cap, has_sinks=sinks is not None)
@@ -258,10 +261,12 @@ def _new_kv(kv: jax.Array, rows: RaggedRows, shape: Shape, sizes: BlockSizes) ->
     )
 
 
-def _table_pieces(page_indices: jax.Array, sizes: BlockSizes) -> jax.Array:
+def _table_pieces(page_indices: jax.Array, sizes: BlockSizes, room: int) -> jax.Array:
     """The page table in pieces, with room to read beyond its end."""
-    pieces = page_indices.shape[0] // LANES + num_pieces(sizes.pages)
-    return _padded(page_indices, 0, pieces * LANES).reshape(pieces, 1, LANES)
+    pieces = (page_indices.shape[0] - room) // LANES + num_pieces(sizes.pages)
+    if page_indices.shape[0] % LANES or page_indices.shape[0] < pieces * LANES:
+        page_indices = _padded(page_indices, 0, pieces * LANES)
+    return page_indices.reshape(-1, 1, LANES)
 
 
 def _joined(decoded: jax.Array, prefilled: jax.Array, rows: RaggedRows, shape: Shape) -> jax.Array:

@@ -6,6 +6,7 @@ MIB = 1 << 20
 VMEM_MIB = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}  # of one core
 TWO_CORES = ("v4", "v5p")  # two cores that may share one call
 LANES = 128
+TABLE_ROOM = 2 * LANES  # entries beyond a page table's end that the kernel may fetch with its last ones
 
 # Pages in flight hide HBM's latency, about 2 us times its bandwidth; fewer keys than MIN_KEYS leave the
 # matrix unit idle, more than MAX_KEYS are mostly masked in short requests.

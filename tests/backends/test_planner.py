@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from radixmesh.backends.planner import FACTS, plan
+import radixmesh
+from radixmesh.backends.planner import FACTS
 from radixmesh.engine.errors import ConfigError, ModelError
 from radixmesh.engine.plan import Plan
 
@@ -14,7 +15,7 @@ GIB = 2**30
 
 
 def planned(model: str, topology: str, **options: Any) -> Plan:
-    return plan(model_path=model, topology=topology, compile=False, **options)
+    return radixmesh.plan(model_path=model, topology=topology, compile=False, **options)
 
 
 def test_one_chip() -> None:

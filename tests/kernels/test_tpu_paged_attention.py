@@ -10,7 +10,7 @@ from jax._src.pallas.mosaic.interpret import (
 from jax.experimental.pallas import tpu as pltpu
 
 from radixmesh.kernels.paged_attention import pallas_tpu, reference, tpu_stream
-from radixmesh.kernels.paged_attention.tpu_blocks import BlockSizes
+from radixmesh.kernels.paged_attention.tpu_blocks import LANES, TABLE_ROOM, BlockSizes
 from tests.kernels.test_paged_attention import ragged_case
 
 # (query length, keys in all) of each row, decode rows first
@@ -99,6 +99,18 @@ def test_equals_reference_without_races(
 ) -> None:
     args, options = case(BATCHES[name], heads, kv_heads, head_dim, page_size, dtype, options)
     got, got_pages, races = interpreted(args, sizes=BlockSizes(**{**SMALL, **sizes}), **options)
+    assert not races
+    assert_alike(got, got_pages, args, options)
+
+
+def test_a_table_with_room_is_read_where_it_lies() -> None:
+    args, options = case(BATCHES["mixed"], 4, 2, 64, 16, "float32", {})
+    *tensors, rows = args
+    length = -(-(len(rows.page_indices) + TABLE_ROOM) // LANES) * LANES
+    table = np.full(length, 1 << 20, np.int32)  # what no row has must not be used
+    table[: len(rows.page_indices)] = rows.page_indices
+    roomy = (*tensors, rows._replace(page_indices=table))
+    got, got_pages, races = interpreted(roomy, sizes=BlockSizes(**SMALL), table_room=TABLE_ROOM, **options)
     assert not races
     assert_alike(got, got_pages, args, options)
 
