@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def compile_pair(model: str, topology: str) -> dict[str, Any]:
-    """The plan of one pair as plain values, every step compiled; {"refused": why} when it does not fit."""
+    """The plan of one pair as plain values, every step compiled; {"why": ...} when it does not fit."""
 
     def options(context: int, tensor: int | None) -> PlanOptions:
         return PlanOptions(
@@ -99,12 +99,12 @@ def compile_pair(model: str, topology: str) -> dict[str, Any]:
                 break
         return asdict(make_plan(options(context, widest.tensor), chosen=lambda step: True))
     except ConfigError as error:
-        return {"refused": str(error)}
+        return {"why": str(error)}
 
 
 def misses(key: str, plan: dict[str, Any]) -> list[str]:
     """What of a pair is out of bounds."""
-    if "refused" in plan:
+    if "why" in plan:
         return []
     layout = plan["layouts"][0]
     planned = layout["weight_bytes"] + layout["pool_bytes"]
@@ -127,7 +127,7 @@ def misses(key: str, plan: dict[str, Any]) -> list[str]:
 def page(found: dict[str, Any]) -> str:
     """The whole page."""
     lines = [PAGE.format(fraction=0.9)]
-    refused = {key: plan["refused"] for key, plan in found.items() if "refused" in plan}
+    refused = {key: plan["why"] for key, plan in found.items() if "why" in plan}
     for topology in dict.fromkeys(key.split()[1] for key in found):
         plans = [plan for key, plan in found.items() if key.split()[1] == topology and key not in refused]
         if plans:

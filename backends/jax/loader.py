@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ...sharding.rules import ShardingRules
 from ..models.params import ParamSpec
 from ..models.weights import Weight
+from .formats import param_format
 from .partition import mesh_shape
 
 Bounds = tuple[tuple[int, int], ...]  # start and stop along each axis
@@ -57,7 +58,8 @@ def abstract_param(
     shape, axes = mesh_shape(param, mesh.shape["tensor"]), param.axes
     if param.stacked:
         shape, axes = (num_layers, *shape), ("layers", *axes)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=rules.sharding(mesh, axes))
+    placed = param_format(param, rules.sharding(mesh, axes))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
 
 
 class _Shards:
@@ -82,7 +84,7 @@ class _Shards:
     def on_devices(self) -> jax.Array:
         """The array of all shards. Nothing may be put after."""
         return jax.make_array_from_callback(
-            self._made.shape, self._made.sharding, lambda index: self._shards[self._bounds(index or ())]
+            self._made.shape, self._made.format, lambda index: self._shards[self._bounds(index or ())]
         )
 
     def _bounds(self, index: Sequence[slice]) -> Bounds:
