@@ -46,7 +46,8 @@ def test_projections_only_and_on_tpus_only() -> None:
 def test_the_order_in_memory_changes_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU takes orders as well: weights loaded, steps compiled and run as on a TPU."""
     save_tiny_model("llama", tmp_path)
-    prompts, made = prompts_of(160, 2), []
+    prompts = prompts_of(160, 2)
+    made: list[jax.Array] = []
     want = generate(prompts, [GREEDY] * 2, model_path=str(tmp_path), tp_size=2)
 
     def as_on_tpu(param: ParamSpec, sharding: NamedSharding) -> Format | NamedSharding:
