@@ -13,8 +13,7 @@ from .collectives import Collective
 from .topology import Chip
 
 HOP_SECONDS = 1e-6  # what a neighbour-to-neighbour transfer takes however small it is
-# What good engines were seen to reach: 0.6 to 0.86 of the bandwidth in decode, 0.25 to 0.73 of the peak
-# in prefill (`docs/performance.md`). The slow end of a range assumes these.
+# In the range that engines are reported to reach; see docs/planning.md. The slow end of a range assumes these.
 REACHED_BANDWIDTH = 0.6
 REACHED_FLOPS = 0.4
 

@@ -47,7 +47,7 @@ def test_the_order_in_memory_changes_no_token(tmp_path: Path, monkeypatch: pytes
     """A CPU takes orders as well: weights loaded, steps compiled and run as on a TPU."""
     save_tiny_model("llama", tmp_path)
     prompts = prompts_of(160, 2)
-    made: list[jax.Array] = []
+    made: list[Any] = []
     want = generate(prompts, [GREEDY] * 2, model_path=str(tmp_path), tp_size=2)
 
     def as_on_tpu(param: ParamSpec, sharding: NamedSharding) -> Format | NamedSharding:
