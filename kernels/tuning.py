@@ -33,6 +33,11 @@ class Target(NamedTuple):
         return _SHARED_KIB.get(self.architecture, 64) << 10
 
     @property
+    def converts_float8(self) -> bool:
+        """Whether Triton turns float8_e4m3fn into wider numbers there."""
+        return self.architecture not in ("sm_70", "sm_75", "sm_80", "sm_86", "sm_87", "gfx908", "gfx90a")
+
+    @property
     def is_amd(self) -> bool:
         return self.architecture.startswith("gfx")
 

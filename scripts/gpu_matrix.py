@@ -45,7 +45,6 @@ TARGETS = {
     "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 CORES = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx90a": 104, "gfx942": 304, "gfx950": 256}
-NO_FLOAT8 = ("sm_80", "gfx90a")  # Triton converts float8_e4m3fn on later ones only
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32",
     torch.float8_e4m3fn: "*fp8e4nv", torch.int8: "*i8",
@@ -82,7 +81,7 @@ def launches(architecture: str) -> list[Launch]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(JITFunction, "run", record))
         stack.enter_context(patch.object(attention, "target_of", lambda device: target))
-        for case, call in _cases(architecture not in NO_FLOAT8):  # noqa: B007 (`record` reads case)
+        for case, call in _cases(target.converts_float8):  # noqa: B007 (`record` reads case)
             call()
     return found
 

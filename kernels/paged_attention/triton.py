@@ -64,7 +64,12 @@ def prefill_sizes(target: Target, head_dim: int, kv_bytes: int) -> PrefillSizes:
     from_shared = target.architecture in ("sm_90", "sm_100", "sm_103")
     rows = 128 if from_shared or not wide_head else 64
     tile = 64 if from_shared and not wide_head else 32
-    return PrefillSizes(rows, tile, num_warps=8, num_stages=_stages(1 if target.is_amd else 2))
+    ahead = 1 if target.is_amd else 2
+    queries = 0 if target.is_amd else rows * head_dim * max(kv_bytes, 2)
+    buffers = ahead + 1 if from_shared else ahead  # one is read while the others fill
+    while tile > 16 and queries + buffers * tile * 2 * head_dim * kv_bytes > target.shared_bytes - 1024:
+        tile //= 2
+    return PrefillSizes(rows, tile, num_warps=8, num_stages=_stages(ahead))
 
 
 def _stages(ahead: int) -> int:

@@ -43,6 +43,12 @@ def gpu_matrix() -> ModuleType:
     return module
 
 
+def test_the_page_about_gpus_names_every_kernel() -> None:
+    script = gpu_matrix()
+    page = (ROOT / "docs/gpu-matrix.md").read_text()
+    assert all(f"| {each.name} |" in page for target in script.TARGETS for each in script.launches(target))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx950"])
 def test_every_kernel_compiles_and_stays_in_registers(architecture: str) -> None:

@@ -272,6 +272,15 @@ def assert_same_tokens(*args):
     return got
 
 
+def test_draws_from_logits_of_half_precision():
+    logits = on_device(3 * draw(5, 5000)).half()
+    floats = [np.full(5, each, np.float32) for each in (0.9, 0.8, 0.0)]
+    top_k, words = np.array([0, 7, 0, 300, 1], np.int32), np.arange(5, dtype=np.int32)
+    args = [floats[0], top_k, floats[1], floats[2], words, words]
+    got = sampling.choose_tokens(logits, *(on_device(each) for each in args))
+    np.testing.assert_array_equal(wide(got), sampling_reference.choose_tokens(wide(logits), *args))
+
+
 def test_rows_are_cut_each_by_its_own():
     logits = 2 * draw(6, 50)
     options = {

@@ -1,0 +1,47 @@
+"""Sizes of Triton kernels: what the rules choose fits the card, and what was measured goes before them."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from radixmesh.kernels import tuning
+from radixmesh.kernels.paged_attention.triton import DecodeSizes, PrefillSizes, decode_sizes, prefill_sizes
+from radixmesh.kernels.tuning import Target
+
+CARDS = ["sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx950", "gfx1100"]
+
+
+@pytest.mark.parametrize("architecture", CARDS)
+@pytest.mark.parametrize("head_dim", [16, 64, 96, 128, 256])
+@pytest.mark.parametrize("kv_bytes", [1, 2, 4])
+def test_rules_fit_into_shared_memory(architecture: str, head_dim: int, kv_bytes: int) -> None:
+    target, line = Target(architecture, 100), 2 * head_dim * kv_bytes
+    decode = decode_sizes(target, head_dim, kv_bytes)
+    ahead = (decode.num_stages - 1) // 2
+    assert decode.programs * ahead * decode.tile * line <= target.shared_bytes or decode.tile == 16
+    prefill = prefill_sizes(target, head_dim, kv_bytes)
+    ahead = (prefill.num_stages - 1) // 2
+    assert ahead * prefill.tile * line < target.shared_bytes or prefill.tile == 16
+    assert all(size & (size - 1) == 0 for size in (decode.tile, prefill.rows, prefill.tile))
+
+
+def test_what_was_measured_goes_before_the_rule() -> None:
+    target = Target("sm_90", 132)
+    rule = decode_sizes(target, 128, 2)
+    entry = {"head_dim": 128, "kv_bytes": 2, "tile": 32, "programs": 3, "num_warps": 8, "num_stages": 9}
+    with patch.object(tuning, "_table", lambda architecture: {"decode_attention": [entry]}):
+        assert decode_sizes(target, 128, 2) == DecodeSizes(32, 3, 8, 9) != rule
+        assert decode_sizes(target, 64, 2) != DecodeSizes(32, 3, 8, 9)
+
+
+def test_tables_hold_what_the_kernels_take() -> None:
+    case = {"head_dim", "kv_bytes"}
+    kernels: dict[str, Any] = {"decode_attention": DecodeSizes, "prefill_attention": PrefillSizes}
+    tables = [json.loads(path.read_text()) for path in Path(tuning.__file__).parent.glob("tuned/*.json")]
+    for kernel, entries in (item for table in tables for item in table.items()):
+        for entry in entries:
+            assert set(entry) == case | set(kernels[kernel]._fields)
+        assert len({(entry["head_dim"], entry["kv_bytes"]) for entry in entries}) == len(entries)
