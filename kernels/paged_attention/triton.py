@@ -209,9 +209,10 @@ def _scratch(
 def _load_tile(
     kv, page_indices, table, head, start, length, first_page,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    TILE: tl.constexpr, MASK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values [TILE, DIM_PAD] of a row from position `start` on; with MASK zeros past its end."""
+    """Keys and values [TILE, DIM_PAD] of a row from position `start` on, zeros from `length` on: past a
+    row's end a page may hold what no sum survives."""
     at = tl.arange(0, TILE)
     dims = tl.arange(0, DIM_PAD)
     if PAGE_SIZE >= TILE:
@@ -220,39 +221,39 @@ def _load_tile(
         keys = kv + line.to(tl.int64) * (2 * HEAD_DIM) + (at[:, None] * (2 * HEAD_DIM) + dims[None, :])
     else:
         column = table + (start + at) // PAGE_SIZE
-        if MASK:
-            page = tl.load(page_indices + column, mask=start + at < length, other=0)
-        else:
-            page = tl.load(page_indices + column)
+        page = tl.load(page_indices + column, mask=start + at < length, other=0)
         line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + (start + at) % PAGE_SIZE
         keys = kv + line.to(tl.int64)[:, None] * (2 * HEAD_DIM) + dims[None, :]
+    live = (start + at < length)[:, None]
     if HEAD_DIM != DIM_PAD:
-        live = (dims < HEAD_DIM)[None, :] & (start + at < length)[:, None]
-        return tl.load(keys, mask=live, other=0.0), tl.load(keys + HEAD_DIM, mask=live, other=0.0)
-    elif MASK:
-        live = (start + at < length)[:, None]
-        return tl.load(keys, mask=live, other=0.0), tl.load(keys + HEAD_DIM, mask=live, other=0.0)
-    else:
-        return tl.load(keys), tl.load(keys + HEAD_DIM)
+        live &= (dims < HEAD_DIM)[None, :]
+    return tl.load(keys, mask=live, other=0.0), tl.load(keys + HEAD_DIM, mask=live, other=0.0)
+
+
+@triton.jit
+def _scores(q, keys, inner, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr):
+    """q @ keys, which `factor` makes exponents of 2."""
+    scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
+    if SOFT_CAP:
+        scores = 1 - 2 / (tl.exp(2 * inner * scores) + 1)  # tanh
+    return scores
 
 
 @triton.jit
 def _meet(
-    q, keys, values, seen, top, total, acc, inner, factor,
-    SOFT_CAP: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
+    scores, values, top, total, acc, factor, dtype: tl.constexpr, PRECISION: tl.constexpr,
+    MAY_SEE_NONE: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile of keys to a running softmax: its largest exponent, the sum, and the sum of values."""
-    scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
-    if SOFT_CAP:
-        scores = 1 - 2 / (tl.exp(2 * inner * scores) + 1)  # tanh
-    if MASK:
-        scores = tl.where(seen, scores, float("-inf"))
+    """Add a tile of keys to a running softmax: its largest exponent, the sum, and the sum of values.
+
+    Scores are -inf where a key is not seen; MAY_SEE_NONE if a query may have seen none so far.
+    """
     new_top = tl.maximum(top, tl.max(scores, 1) * factor)
-    # a query that has met no key yet has top -inf, and -inf - -inf is not a number
-    shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASK else new_top
+    # such a query's top is -inf, and -inf - -inf is not a number
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MAY_SEE_NONE else new_top
     weights = tl.exp2(scores * factor - shift[:, None])
     fade = tl.exp2(top - shift)
-    acc = tl.dot(weights.to(q.dtype), values.to(q.dtype), acc * fade[:, None], input_precision=PRECISION)
+    acc = tl.dot(weights.to(dtype), values.to(dtype), acc * fade[:, None], input_precision=PRECISION)
     return new_top, total * fade + tl.sum(weights, 1), acc
 
 
@@ -340,15 +341,14 @@ def _decode_segment(
     top, total = _start(sinks, head * GROUP + heads, live, begins, QUERY_ROWS, SINKS)
     acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
     for index in range(tile, end_tile):
-        at = index * TILE + tl.arange(0, TILE)
         keys, values = _load_tile(
             kv, page_indices, table, head, index * TILE, length, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
-            PAGE_SIZE, TILE, True,
+            PAGE_SIZE, TILE,
         )  # fmt: skip
+        at = index * TILE + tl.arange(0, TILE)
         seen = ((at < length) & (at >= length - window))[None, :]
-        top, total, acc = _meet(
-            query, keys, values, seen, top, total, acc, inner, factor, SOFT_CAP, True, PRECISION
-        )
+        scores = tl.where(seen, _scores(query, keys, inner, SOFT_CAP, PRECISION), float("-inf"))
+        top, total, acc = _meet(scores, values, top, total, acc, factor, query.dtype, PRECISION, False)
     return top, total, acc
 
 
@@ -451,26 +451,23 @@ def _prefill_keys(
     PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
     WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """A query tile's softmax over its keys: first those that a window's edge cuts, then those that all
-    of its queries see, then those of the diagonal."""
+    """A query tile's softmax over its keys. Only tiles that the diagonal or a window's edge cuts are masked,
+    by a branch that all take alike: the loop stays one, and its loads run ahead from end to end."""
     acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
-    all_tiles = tl.cdiv(end, TILE)
     begin = tl.maximum(first - window + 1, 0) // TILE
-    whole_begin = tl.minimum(tl.cdiv(tl.maximum(end - window, 0), TILE), all_tiles)
-    whole_end = tl.maximum((first + 1) // TILE, whole_begin)
-    for phase in tl.static_range(0 if WINDOWED else 1, 3):
-        low = begin if phase == 0 else (whole_begin if phase == 1 else whole_end)
-        high = whole_begin if phase == 0 else (whole_end if phase == 1 else all_tiles)
-        for index in range(low, high):
-            keys, values = _load_tile(
-                kv, page_indices, table, head, index * TILE, end, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
-                PAGE_SIZE, TILE, phase != 1,
-            )  # fmt: skip
+    whole_begin = tl.cdiv(tl.maximum(end - window, 0), TILE)
+    whole_end = (first + 1) // TILE
+    for index in range(begin, tl.cdiv(end, TILE)):
+        keys, values = _load_tile(
+            kv, page_indices, table, head, index * TILE, end, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
+            PAGE_SIZE, TILE,
+        )  # fmt: skip
+        scores = _scores(query, keys, inner, SOFT_CAP, PRECISION)
+        if (index < whole_begin) | (index >= whole_end):
             key_at = (index * TILE + tl.arange(0, TILE))[None, :]
             seen = key_at <= query_at[:, None]
             if WINDOWED:
                 seen &= key_at > query_at[:, None] - window
-            top, total, acc = _meet(
-                query, keys, values, seen, top, total, acc, inner, factor, SOFT_CAP, phase != 1, PRECISION
-            )
+            scores = tl.where(seen, scores, float("-inf"))
+        top, total, acc = _meet(scores, values, top, total, acc, factor, query.dtype, PRECISION, WINDOWED)
     return total, acc
