@@ -66,8 +66,8 @@ class DecodeGraphs:
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def fits(self, batch: ScheduleBatch) -> bool:
-        """Whether the step is one of decode rows alone."""
-        return batch.num_decode_rows == batch.num_tokens
+        """Whether every row has one token and samples: decode rows, and chunks whose rest was cached."""
+        return len(batch.logits_rows) == batch.num_tokens
 
     def replay(self, batch: ScheduleBatch) -> tuple[Tensor, Sampled]:
         """Launch a step. Returns its hidden states and what was sampled, with the bucket's rows; both are

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -31,10 +32,14 @@ class Operations:
     choose_tokens: Callable[..., Any]
 
     @property
-    def fallen_back(self) -> tuple[str, ...]:
-        """Names of kernels that did not compile, for which their twins stand in."""
-        kernels = {each.name: getattr(self, each.name) for each in fields(self)}
-        return tuple(name for name, kernel in kernels.items() if getattr(kernel, "failed", False))
+    def twins(self) -> tuple[str, ...]:
+        """Names of the operations that PyTorch runs, among them those whose kernel did not compile."""
+        chosen = {each.name: getattr(self, each.name) for each in fields(self)}
+        return tuple(
+            name
+            for name, kernel in chosen.items()
+            if kernel is getattr(TWINS, name) or (isinstance(kernel, _WithTwin) and kernel.failed)
+        )
 
 
 TWINS = Operations(
@@ -51,10 +56,13 @@ TWINS = Operations(
 def operations_for(device: torch.device, strict: bool) -> Operations:
     """Triton kernels on a GPU, their twins on a CPU.
 
-    A kernel that the installed Triton cannot compile is replaced by its twin, with a warning that names it;
-    with `strict` its error is raised.
+    A kernel that the installed Triton cannot compile is replaced by its twin, with a warning that names it,
+    and so are all where there is no Triton; with `strict` the error is raised.
     """
     if device.type == "cpu":
+        return TWINS
+    if not strict and find_spec("triton") is None:
+        logger.warning("the package triton is not installed; PyTorch runs every operation, much slower")
         return TWINS
     kernels: dict[str, Callable[..., Any]] = {}
     for each in fields(Operations):

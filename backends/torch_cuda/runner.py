@@ -71,8 +71,8 @@ class TorchRunner:
         started = time.monotonic()
         for batch in _warm_batches(self.capacity, self._context_length):
             self.forward([batch]).result()
-        if fallen_back := self._step.operations.fallen_back:
-            print(f"no decode graphs, because PyTorch runs {', '.join(fallen_back)}", file=sys.stderr)
+        if twins := self._step.operations.twins:
+            print(f"no decode graphs, because PyTorch runs {', '.join(twins)}", file=sys.stderr)
             return
         graphs = DecodeGraphs(self._step, self.capacity, self._device)
         graphs.capture(self._quiet)
