@@ -27,7 +27,7 @@ def serve(model: str, folder: Path) -> Running:
     arguments = ["-m", "radixmesh", "serve", "--model-path", model, "--port", "0", *SMALL]
     started = Running.start(arguments, folder / "log", **os.environ)
     try:
-        return started.wait_until_ready(300)
+        return started.wait_until_ready(900)
     except AssertionError:
         started.end()
         raise
