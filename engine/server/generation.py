@@ -25,6 +25,7 @@ class Job:
     params: list[SamplingParams]  # P
     id: str  # the engine's, or what the P ids of the engine begin with
     field: str = "prompt"  # what the client calls the prompts
+    sampling_field: str = ""  # the object that has the sampling parameters, where it is not the body
     priority: int = 0
     extra_key: str = ""
 
@@ -83,6 +84,9 @@ def _in_clients_words(error: RequestError, job: Job) -> RequestError:
         error.field = job.field
     elif error.field == "request_id":
         return RequestError(str(error).replace("request_id", "rid", 1), "rid", error.status)
+    elif error.field and job.sampling_field:
+        path = f"{job.sampling_field}.{error.field}"
+        return RequestError(str(error).replace(error.field, path, 1), path, error.status)
     return error
 
 

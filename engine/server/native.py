@@ -54,7 +54,9 @@ class _Answer:
         logprobs = [top if on else None for on, top in zip(want, self._tops, strict=True)]
         params = _params(server, body, logprobs)
         field = "text" if body.text is not None else "input_ids"
-        self.job = Job(prompts, params, _id(body, count), field, body.priority, body.extra_key)
+        self.job = Job(
+            prompts, params, _id(body, count), field, "sampling_params", body.priority, body.extra_key
+        )
         self.single = one and params[0].n == 1
         self._first_index = [0, *accumulate(each.n for each in params)]  # of a prompt's sequences
 

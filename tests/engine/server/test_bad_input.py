@@ -128,6 +128,7 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (GENERATE, {"text": "a", "sampling_params": {"max_tokens": 3}}, "sampling_params.max_tokens"),
     (GENERATE, {"text": "a", "sampling_params": {"top_p": -1}}, "sampling_params.top_p"),
     (GENERATE, {"text": "a", "sampling_params": {"regex": "a+"}}, "sampling_params.regex"),
+    (GENERATE, {"text": "a", "sampling_params": {"stop_token_ids": [259]}}, "sampling_params.stop_token_ids"),
     (GENERATE, {"text": ["a", "b"], "sampling_params": [{}, {"n": -1}]}, "sampling_params[1].n"),
     (GENERATE, {"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
     (GENERATE, {"text": "a", "logprob_start_len": 0}, "logprob_start_len"),
