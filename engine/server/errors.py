@@ -12,6 +12,7 @@ from ..errors import EngineDeadError, NotServingError, QueueFullError, RequestEr
 
 log = logging.getLogger("radixmesh.server")
 
+CLIENT_GONE = 499  # nginx's number for an answer that nobody will read; for the metrics
 RETRY_AFTER = "1"  # seconds; a step or two frees a place in the queue
 
 
@@ -73,7 +74,7 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
 def error_response(error: BaseException) -> Response:
     """A whole JSON answer for `error`."""
     if isinstance(error, ClientGoneError):
-        return Response(status_code=499)  # nobody will read it; nginx's number, for the metrics
+        return Response(status_code=CLIENT_GONE)
     status, body = describe(error)
     headers = {"Retry-After": RETRY_AFTER} if status in (429, 503) else {}
     if isinstance(error, HTTPException) and error.headers:

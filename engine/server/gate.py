@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import error_response
+from .errors import CLIENT_GONE, error_response
 from .metrics import Metrics
 
 
@@ -34,4 +34,5 @@ class Gate:
         finally:
             # The route's pattern, not the path: a label must not grow with what clients invent.
             route = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.count_response(route, status)
+            # A client that left before its stream began got no answer at all.
+            self._metrics.count_response(route, status or CLIENT_GONE)

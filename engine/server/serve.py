@@ -28,6 +28,7 @@ from .options import ServerOptions
 from .state import Server
 
 _BACKLOG = 2048  # connections that may wait to be taken
+_KEEP_ALIVE = 75  # seconds; clients and proxies drop idle connections after 5 to 60, and must be the first
 _WATCH_INTERVAL = 0.25  # seconds between looks at the engine process
 _LAST_WORDS = 2.0  # seconds in which clients still hear that the engine died
 _GOODBYE = 5  # seconds for answers to be written after the last request ended
@@ -112,6 +113,7 @@ async def _run(
             log_level=options.log_level,
             access_log=options.access_log,
             lifespan="off",
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=_GOODBYE,
         )
     )

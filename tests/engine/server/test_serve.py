@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -208,6 +209,18 @@ def test_client_that_leaves_frees_its_request(roomy: Any, path: str, stream: boo
             assert connection.recv(10)
     until(idle(roomy))
     assert roomy.stats()["aborted"] == before + data.get("n", 1)
+
+
+def test_an_idle_connection_outlasts_the_clients_patience(roomy: Any) -> None:
+    """httpx and OpenAI's client drop one after five seconds; a server that does so too loses requests."""
+    host, port = roomy.url.removeprefix("http://").split(":")
+    connection = HTTPConnection(host, int(port))
+    for pause in (0, 6):
+        time.sleep(pause)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() and connection.sock is not None
+        connection.auto_open = 0  # the first one stays, or the test fails
+    connection.close()
 
 
 def test_abort_request(roomy: Any) -> None:
