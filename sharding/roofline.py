@@ -13,7 +13,7 @@ from .collectives import Collective
 from .topology import Chip
 
 HOP_SECONDS = 1e-6  # what a neighbour-to-neighbour transfer takes however small it is
-# In the range that engines are reported to reach; see docs/planning.md. The slow end of a range assumes these.
+# What the slow end of a range assumes, within what engines are reported to reach; see docs/planning.md.
 REACHED_BANDWIDTH = 0.6
 REACHED_FLOPS = 0.4
 
