@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .rows import RaggedRows
-from .tpu_blocks import LANES, TAILS, VMEM_MIB, BlockSizes, Shape, default_sizes, vmem_bytes
+from .tpu_blocks import LANES, TAILS, VMEM_MIB, BlockSizes, Shape, chosen_sizes, vmem_limit
 from .tpu_chunks import prefill, write_chunks
 from .tpu_decode import decode
 from .tpu_program import LOG2_E, MASKED, Program, Rows, Scratch
@@ -82,7 +82,7 @@ def ragged_paged_attention(
         ValueError: an unknown chip, or a head_dim, page size or dtype that the kernel does not take.
     """
     shape = _checked_shape(chip, q, kv_pages)
-    sizes = sizes or default_sizes(chip, shape)
+    sizes = sizes or chosen_sizes(chip, shape)
     new = [stored(k, k_scale, kv_pages.dtype), stored(v, v_scale, kv_pages.dtype)]
     score_factor = scale * k_scale * (LOG2_E if soft_cap is None else 1)
     numbers = (rows.num_rows, rows.num_decode_rows, first_page, NO_WINDOW if window is None else window)
@@ -113,7 +113,7 @@ def ragged_paged_attention(
             # the compiler takes all of this from what it keeps in VMEM between operations
             dimension_semantics=("parallel",),
             disable_bounds_checks=True,  # a quarter of what it costs to send for a page; tests have them
-            vmem_limit_bytes=vmem_bytes(shape, sizes),
+            vmem_limit_bytes=vmem_limit(chip, shape, sizes),
         ),
         interpret=interpret,
         name="ragged_paged_attention",
@@ -221,10 +221,12 @@ def _checked_shape(chip: str, q: jax.Array, kv_pages: jax.Array) -> Shape:
         raise ValueError(f"page_size {page_size} is not a power of two from 16 on")
     if heads % kv_heads:
         raise ValueError(f"{heads} heads cannot share {kv_heads} KV heads evenly")
-    products = _product_dtype(q, kv_pages)
     return Shape(
-        tokens, heads, kv_heads, head_dim, page_size, kv_pages.dtype.itemsize, jnp.dtype(products).itemsize
-    )
+        tokens, heads, kv_heads, head_dim, page_size,
+        pool_dtype=kv_pages.dtype.name,
+        pool_itemsize=kv_pages.dtype.itemsize,
+        itemsize=jnp.dtype(_product_dtype(q, kv_pages)).itemsize,
+    )  # fmt: skip
 
 
 def _product_dtype(q: jax.Array, kv_pages: jax.Array) -> Any:

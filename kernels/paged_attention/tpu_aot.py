@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .pallas_tpu import ragged_paged_attention
 from .rows import RaggedRows
-from .tpu_blocks import BlockSizes
+from .tpu_blocks import BlockSizes, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,15 @@ class Problem:
     def num_rows(self) -> int:
         """Rows of the batch."""
         return self.rows or min(self.tokens, 256)
+
+    @property
+    def shape(self) -> Shape:
+        """What block sizes depend on."""
+        itemsize = jnp.dtype(self.pool_dtype).itemsize
+        return Shape(
+            self.tokens, self.heads, self.kv_heads, self.head_dim, self.page_size,
+            pool_dtype=self.pool_dtype, pool_itemsize=itemsize, itemsize=2,
+        )  # fmt: skip
 
     def arrays(self, device: jax.Device) -> list[Any]:
         """q, k, v, the pool, rows, first page and window, as shapes on a device that need not be here."""

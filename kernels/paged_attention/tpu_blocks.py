@@ -1,6 +1,14 @@
-"""Block sizes of the TPU kernel: what is moved and computed at once, and the VMEM that it takes."""
+"""Block sizes of the TPU kernel: what is moved and computed at once, and the VMEM that it takes.
 
+`tpu_blocks.json` holds sizes by chip and shape, each of which has been compiled; `scripts/tune_tpu_blocks.py`
+writes it. Other shapes follow a rule that needs no compiler.
+"""
+
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 MIB = 1 << 20
 VMEM_MIB = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}  # of one core
@@ -14,6 +22,7 @@ BLOCK_BYTES = MIB
 IN_FLIGHT_BYTES = 4 * MIB
 MIN_KEYS, MAX_KEYS = 256, 1024
 PREFILL_QUERIES, PREFILL_KEYS = 1024, 512  # enough products for each byte of KV on every chip
+WRITE_KEYS = 128  # of a chunk, written together
 TAILS = 4  # decode rows whose write may be under way
 
 
@@ -26,6 +35,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     page_size: int
+    pool_dtype: str
     pool_itemsize: int  # bytes of a stored number
     itemsize: int  # bytes of a number in products
 
@@ -89,8 +99,37 @@ def vmem_bytes(shape: Shape, sizes: BlockSizes) -> int:
     return ring + new + decode + prefill + softmax + between + TAILS * h * shape.tile_rows * row * 4
 
 
-def default_sizes(chip: str, shape: Shape) -> BlockSizes:
-    """Sizes that fit every chip and shape: what a full chip would like, halved until it fits half of VMEM."""
+def chosen_sizes(chip: str, shape: Shape) -> BlockSizes:
+    """The table's sizes for a chip and shape, or else those of the rule."""
+    found = _table().get(table_key(chip, shape))
+    if found is None:
+        return rule_sizes(chip, shape)
+    return replace(found, prefill_tokens=_tile(shape, found.prefill_tokens))
+
+
+def table_key(chip: str, shape: Shape) -> str:
+    """What a table entry is for: any number of tokens."""
+    heads = f"{shape.heads}/{shape.kv_heads} heads of {shape.head_dim}"
+    return f"{chip}, {shape.pool_dtype}, {heads}, page {shape.page_size}"
+
+
+def rule_sizes(chip: str, shape: Shape) -> BlockSizes:
+    """Sizes that fit every chip and shape: the first that take half of VMEM by `vmem_bytes`, which is
+    more than the compiler needs."""
+    fitting = (each for each in ladder(chip, shape) if vmem_bytes(shape, each) <= VMEM_MIB[chip] * MIB // 2)
+    return next(fitting)
+
+
+def vmem_limit(chip: str, shape: Shape, sizes: BlockSizes) -> int:
+    """What the kernel may take of VMEM: the compiler keeps other operations' arrays in the rest."""
+    return min(vmem_bytes(shape, sizes), VMEM_MIB[chip] * MIB * 3 // 4)
+
+
+def ladder(chip: str, shape: Shape) -> Iterator[BlockSizes]:
+    """Sizes from those that VMEM without end would get, down to the smallest.
+
+    Raises ValueError beyond the smallest.
+    """
     heads = shape.kv_heads
     if chip in TWO_CORES and heads % 2 == 0:
         heads //= 2
@@ -98,19 +137,29 @@ def default_sizes(chip: str, shape: Shape) -> BlockSizes:
     keys = min(max(BLOCK_BYTES // key_bytes, MIN_KEYS), MAX_KEYS)
     pages = max(1, keys // shape.page_size)
     depth = IN_FLIGHT_BYTES // (pages * shape.page_size * key_bytes) + 1
-    tile = max(16, 1 << min(PREFILL_QUERIES // shape.group, shape.tokens).bit_length() - 1)
     sizes = BlockSizes(
         kv_heads=heads,
         depth=min(max(depth, 3), 6),
         decode_pages=pages,
         decode_rows=8,
         prefill_pages=max(1, PREFILL_KEYS // shape.page_size),
-        prefill_tokens=tile,
-        write_pages=max(1, 128 // shape.page_size),
+        prefill_tokens=_tile(shape, PREFILL_QUERIES // shape.group),
+        write_pages=max(1, WRITE_KEYS // shape.page_size),
     )
-    while vmem_bytes(shape, sizes) > VMEM_MIB[chip] * MIB // 2:
+    while True:
+        yield sizes
         sizes = _smaller(sizes)
-    return sizes
+
+
+def _tile(shape: Shape, wanted: int) -> int:
+    """A power of two from 16 on, no larger than wanted nor than what the tokens need."""
+    return max(16, 1 << min(wanted, shape.tokens).bit_length() - 1)
+
+
+@cache
+def _table() -> dict[str, BlockSizes]:
+    entries = json.loads(Path(__file__).with_name("tpu_blocks.json").read_text(encoding="utf-8"))
+    return {key: BlockSizes(*sizes) for key, sizes in entries.items()}
 
 
 def _smaller(sizes: BlockSizes) -> BlockSizes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from radixmesh.kernels.paged_attention.tpu_blocks import VMEM_MIB, Shape, default_sizes, vmem_bytes
+from radixmesh.kernels.paged_attention.tpu_blocks import VMEM_MIB, chosen_sizes, vmem_bytes
 from radixmesh.sharding.topology import Topology
 
 pytestmark = pytest.mark.skipif(
@@ -36,11 +36,8 @@ def test_compiles_within_its_estimate(chip, model, tokens, dtype) -> None:
 
     problem = Problem(tokens=tokens, pool_dtype=dtype, **model)
     compiled = compile_kernel(problem, Topology.parse(DEVICES[chip]).devices()[0], chip)
-    shape = Shape(
-        tokens, itemsize=2, pool_itemsize=2 if dtype == "bfloat16" else 1,
-        **{name: model[name] for name in ("heads", "kv_heads", "head_dim", "page_size")},
-    )  # fmt: skip
-    assert vmem_used(compiled) <= vmem_bytes(shape, default_sizes(chip, shape))
+    shape = problem.shape
+    assert vmem_used(compiled) <= vmem_bytes(shape, chosen_sizes(chip, shape))
     memory: Any = compiled.memory_analysis()
     pool_bytes = 65536 * model["kv_heads"] * 2 * model["head_dim"] * shape.pool_itemsize
     assert memory.alias_size_in_bytes >= pool_bytes, "the pool is written in place"
