@@ -18,12 +18,18 @@ class PlanOptions:
     """
 
     model_path: str | None = option(
-        None, "a known model's name, a config.json or its folder, a .gguf file, or a Hugging Face repo id"
+        None,
+        "a known model's name, a config.json or its folder, a .gguf file, or a Hugging Face repo id;"
+        " no default: it must be given",
     )
-    topology: str | None = option(None, "TPU slice, as v6e:2x4")
+    topology: str | None = option(None, "TPU slice, as v6e:2x4; no default: it must be given")
     mesh: str | None = option(None, "layout of the devices, as data=1,tensor=8; default: all that make sense")
-    tp_size: int | None = option(None, "tensor parallel devices, the same as tensor= of the mesh")
-    dp_size: int | None = option(None, "data parallel groups, the same as data= of the mesh")
+    tp_size: int | None = option(
+        None, "tensor parallel devices, the tensor= of --mesh; default: all that make sense"
+    )
+    dp_size: int | None = option(
+        None, "data parallel groups, the data= of --mesh; default: all that make sense"
+    )
     context_length: int | None = option(
         None,
         "tokens of a request, by which capacity and time are told; default: 8192, or the model's own",

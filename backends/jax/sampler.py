@@ -101,15 +101,28 @@ def _reshape(logits: jax.Array, batch: ForwardBatch, pages: jax.Array, vocab: Vo
 
 
 def _choose(logits: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
-    """One token a row, drawn from what the cuts leave; of greedy rows, with temperature 0, any token."""
-    temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
-    scaled = logits / temperature[:, None]
-    scaled -= vocab.max(scaled)
-    for used, keep in ((sampling.top_k > 0, _keep_top_k), (sampling.top_p < 1, _keep_top_p)):
-        scaled = lax.cond(jnp.any(used), lambda x, keep=keep: keep(x, sampling, vocab), lambda x: x, scaled)
+    """One token a row, drawn from what the cuts leave; of greedy rows, with temperature 0, any token.
+
+    The cuts are bars in the order of `_ordered`, which a positive temperature does not change; 0 is below
+    everything. They are found and applied without a copy of the logits that outlives its use.
+    """
+    temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)[:, None]
+    top = vocab.max(logits) / temperature
+    bar = lax.cond(
+        jnp.any(sampling.top_k > 0),
+        lambda: _top_k_bar(logits, sampling, vocab),
+        lambda: jnp.zeros((logits.shape[0], 1), jnp.uint32),
+    )
+
+    def top_p_bar() -> jax.Array:
+        weights = jnp.where(_ordered(logits) >= bar, jnp.exp(logits / temperature - top), 0)
+        return jnp.maximum(bar, _top_p_bar(logits, weights, sampling, vocab))
+
+    bar = lax.cond(jnp.any(sampling.top_p < 1), top_p_bar, lambda: bar)
+    scaled = logits / temperature - top
     # the largest of `scaled` is 0, so min_p of the largest probability is a bound on scaled itself
-    scaled = jnp.where(scaled >= jnp.log(sampling.min_p)[:, None], scaled, -jnp.inf)
-    return vocab.argmax(scaled + _gumbel_noise(sampling, vocab))
+    kept = (_ordered(logits) >= bar) & (scaled >= jnp.log(sampling.min_p)[:, None])
+    return vocab.argmax(jnp.where(kept, scaled + _gumbel_noise(sampling, vocab), -jnp.inf))
 
 
 def _gumbel_noise(sampling: Sampling, vocab: VocabShards) -> jax.Array:
@@ -134,22 +147,20 @@ def _mix(words: jax.Array) -> jax.Array:
     return words ^ (words >> 16)
 
 
-def _keep_top_k(scaled: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
-    """Keep the k largest of each row (0: all), ties with the k-th included."""
+def _top_k_bar(logits: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
+    """What keeps the k largest of each row (0: all), ties with the k-th included."""
     top_k = sampling.top_k
     wanted = jnp.where(top_k > 0, top_k, vocab.size * vocab.axis.size)[:, None, None]
-    bar = _largest_bar(scaled, lambda kept: vocab.sum(kept) >= wanted, vocab)
-    return jnp.where(_ordered(scaled) >= bar, scaled, -jnp.inf)
+    return _largest_bar(logits, lambda kept: vocab.sum(kept) >= wanted, vocab)
 
 
-def _keep_top_p(scaled: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
-    """Keep the fewest largest whose probability reaches top_p. Holtzman et al. 2020."""
+def _top_p_bar(logits: jax.Array, weights: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
+    """What keeps the fewest largest whose share of all `weights` reaches top_p. Holtzman et al. 2020."""
     top_p = sampling.top_p[:, None]
-    weights = jnp.exp(scaled)
     # rounding can leave a sum just under the whole; a row with top_p 1 keeps everything
     wanted = jnp.where(top_p < 1, top_p * vocab.sum(weights), -1.0)[..., None]
-    bar = _largest_bar(scaled, lambda kept: vocab.sum(jnp.where(kept, weights[:, None], 0)) >= wanted, vocab)
-    return jnp.where((_ordered(scaled) >= bar) | (top_p >= 1), scaled, -jnp.inf)
+    bar = _largest_bar(logits, lambda kept: vocab.sum(jnp.where(kept, weights[:, None], 0)) >= wanted, vocab)
+    return jnp.where(top_p < 1, bar, 0)
 
 
 def _ordered(x: jax.Array) -> jax.Array:
@@ -165,13 +176,14 @@ def _largest_bar(x: jax.Array, enough: Callable[[jax.Array], jax.Array], vocab: 
     """
     # shards have to wait for each other in every round: then few rounds of many bars are quicker
     bits = 1 if vocab.axis.size == 1 else 4
-    keys = _ordered(x)[:, None]
     steps = jnp.arange(1, 1 << bits, dtype=jnp.uint32)
 
     def narrow(settled: jax.Array, bar: jax.Array) -> jax.Array:
+        # the barrier keeps the compiler from holding x in order, a second copy, for all rounds
+        values, bar = lax.optimization_barrier((x, bar))
         shift = (32 - bits * (settled + 1)).astype(jnp.uint32)
         bars = bar | (steps << shift)
-        held = enough(keys >= bars[..., None]).sum(1, dtype=jnp.uint32)  # the lower ones
+        held = enough(_ordered(values)[:, None] >= bars[..., None]).sum(1, dtype=jnp.uint32)  # the lower ones
         return bar | (held << shift)
 
     return lax.fori_loop(0, 32 // bits, narrow, jnp.zeros((x.shape[0], 1), jnp.uint32))

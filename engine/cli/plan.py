@@ -16,7 +16,7 @@ from .options import add_options, read_options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_options(parser, PlanOptions)
+    add_options(parser, PlanOptions, unset="as serve chooses")
 
 
 def run(arguments: argparse.Namespace, joints: Joints) -> int:
@@ -61,7 +61,7 @@ def _print_layout(layout: LayoutPlan, plan: Plan) -> None:
     for row in rows:
         print("   " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for step in (layout.steps[-2], layout.steps[-1]):  # the decode step of the most rows, and the prefill
-        print(f"   {_name(step)}: {_transfers(step)}{_compiled(step)}")
+        print(f"   {_name(step)}: {_transfers(step)}{_compiled(step, plan)}")
 
 
 def _cells(step: StepPlan) -> tuple[str, ...]:
@@ -93,13 +93,14 @@ def _transfers(step: StepPlan) -> str:
     return ", ".join(told) or "no transfers between devices"
 
 
-def _compiled(step: StepPlan) -> str:
+def _compiled(step: StepPlan, plan: Plan) -> str:
     if (found := step.compiled) is None:
         return ""
     pool = "KV pool updated in place" if found.pool_aliased else "KV pool COPIED"
     return (
         f"; compiled in {found.compile_seconds:.1f} s: {_size(found.temp_bytes)} of temporaries,"
-        f" {_size(found.code_bytes)} of code, {pool}, {found.hbm_bytes / 1e9:.2f} GB of HBM moved"
+        f" {_size(found.code_bytes)} of code, {pool}, {found.hbm_bytes / 1e9:.2f} GB of HBM moved,"
+        f" {_ms(found.hbm_bytes / plan.bandwidth)} ms at its peak"
     )
 
 
