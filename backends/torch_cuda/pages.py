@@ -45,11 +45,17 @@ def choose_pool(
     page. spec: what a rank holds."""
     assert config.mem_fraction_static is not None and config.max_running_requests is not None
     assert config.page_size is not None
-    if config.max_total_tokens is not None:
-        return Choice("max_total_tokens", config.max_total_tokens, "as asked")
     itemsize = getattr(torch, config.kv_cache_dtype).itemsize
     token_bytes = spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * itemsize + 4
     free = free_memory(device) // (ranks.size if device.type == "cpu" else 1)
+    if config.max_total_tokens is not None:
+        if config.max_total_tokens * token_bytes > free:
+            raise ConfigError(
+                f"max_total_tokens is {config.max_total_tokens}, which take"
+                f" {config.max_total_tokens * token_bytes / GIB:.2f} GiB; {free / GIB:.2f} GiB are free here,"
+                f" accepted is less than {free // token_bytes}"
+            )
+        return Choice("max_total_tokens", config.max_total_tokens, "as asked")
     budget = int(config.mem_fraction_static * (free + weight_bytes))
     fitting = ranks.least((budget - weight_bytes) // token_bytes, device)
     if fitting < config.page_size:

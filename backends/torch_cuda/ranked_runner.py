@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +28,8 @@ from .ranks import Ranks
 from .runner import Launched, TorchRunner
 
 _CLOSE_TIMEOUT = 5.0  # seconds that a rank has to end by itself
+_GLANCE = 0.2  # seconds between looks at the other ranks while starting
+_GRACE = 5.0  # seconds in which a collective should notice that a rank is gone
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class RankedRunner:
             for rank in range(1, ranks.size):
                 assignment = Assignment(config, info, replace(ranks, rank=rank), on_gpu, meeting)
                 self._others.append(_Rank(assignment))
-            join(ranks, on_gpu, meeting)
-            self._own = build(ranks)
+            with self._all_needed():
+                join(ranks, on_gpu, meeting)
+                self._own = build(ranks)
         except BaseException:
             self.close()
             raise
@@ -67,7 +72,8 @@ class RankedRunner:
     def warmup(self) -> None:
         """Compile and capture on every rank."""
         self._send("warmup")
-        self._own.warmup()
+        with self._all_needed():
+            self._own.warmup()
 
     def forward(self, batches: Sequence[ScheduleBatch | None]) -> "_Watched":
         """Launch a step on every rank. Raises EngineDeadError if one has ended."""
@@ -89,6 +95,26 @@ class RankedRunner:
         self._check()
         for each in self._others:
             each.connection.send(message)
+
+    @contextmanager
+    def _all_needed(self) -> Iterator[None]:
+        """End this process if another rank ends meanwhile and no collective tells: it would wait for ever."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(_GLANCE):
+                try:
+                    self._check()
+                except EngineDeadError as error:
+                    if not done.wait(_GRACE):
+                        print(f"radixmesh: {error}", file=sys.stderr, flush=True)
+                        os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def _check(self) -> None:
         for each in self._others:

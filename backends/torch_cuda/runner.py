@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
+from ...engine.errors import ConfigError
 from ...engine.runner import ModelInfo, RunnerCapacity
 from ..models.spec import ModelSpec
 from .decoder import Decoder
@@ -64,9 +65,22 @@ class TorchRunner:
 
     @torch.inference_mode()
     def warmup(self) -> None:
-        """Compile every kernel and capture the decode graphs. A CPU has neither."""
+        """Compile every kernel and capture the decode graphs. A CPU has neither.
+
+        Raises ConfigError when the largest step or the graphs do not fit beside weights and pool.
+        """
         if self._device.type == "cpu":
             return
+        try:
+            self._compile_and_capture()
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"a step of {self.capacity.max_step_tokens} tokens or the decode graphs do not fit into the"
+                " memory that mem_fraction_static leaves; lower it, or chunked_prefill_size, or"
+                " max_running_requests"
+            ) from error
+
+    def _compile_and_capture(self) -> None:
         assert self._step is not None
         started = time.monotonic()
         for batch in _warm_batches(self.capacity, self._context_length):

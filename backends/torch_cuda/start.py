@@ -1,5 +1,7 @@
 """From a resolved config to a runner: the device, this rank's weights, and the other ranks' processes."""
 
+import math
+
 import torch
 
 from ...engine.config import Choice, EngineConfig
@@ -9,10 +11,13 @@ from ..hardware import Hardware
 from ..models.checkpoint import open_checkpoint
 from ..models.describe import read_spec
 from ..models.families.registry import param_table
+from ..models.params import ParamSpec
 from ..models.source import source_of
+from ..models.spec import ModelSpec
 from ..models.weights import iterate_params
 from ..resolve import torch_device
 from .loader import dummy_weights, load_weights
+from .pages import GIB, free_memory
 from .ranked_runner import RankedRunner
 from .ranks import Ranks
 from .runner import TorchRunner
@@ -44,6 +49,7 @@ def build_rank(
     spec = read_spec(source)
     params = param_table(spec)
     dtype = getattr(torch, config.dtype)
+    _check_room(config, info, _weight_bytes(spec, params, ranks, dtype), free_memory(device))
     if config.load_format == "dummy":
         weights = dummy_weights(spec, params, config.random_seed or 0, dtype, device, ranks)
     else:
@@ -62,3 +68,22 @@ def _check_gpus(config: EngineConfig, hardware: Hardware) -> None:
         )
     if config.tp_size > torch.cuda.device_count():
         raise ConfigError(f"tp_size is {config.tp_size}; {torch.cuda.device_count()} GPUs are here")
+
+
+def _check_room(config: EngineConfig, info: ModelInfo, need: int, free: int) -> None:
+    """Raise ConfigError, before anything is loaded, if the weights alone are too much."""
+    if need > free:
+        raise ConfigError(
+            f"the weights of {info.name} take {need / GIB:.2f} GiB in {config.dtype} on each of"
+            f" {config.tp_size} devices, and {free / GIB:.2f} GiB are free: {(need - free) / GIB:.2f} GiB are"
+            " missing; a smaller model would fit, or more devices (tp_size)"
+        )
+
+
+def _weight_bytes(spec: ModelSpec, params: tuple[ParamSpec, ...], ranks: Ranks, dtype: torch.dtype) -> int:
+    """What a rank's weights take."""
+    return dtype.itemsize * sum(
+        math.prod(part.stop - part.start for part in ranks.cut(param))
+        * (spec.num_layers if param.stacked else 1)
+        for param in params
+    )

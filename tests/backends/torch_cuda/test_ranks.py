@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from radixmesh.backends.models.families.registry import param_table
 from radixmesh.backends.models.source import ModelSource
 from radixmesh.backends.models.weights import iterate_params
 from radixmesh.backends.registry import create_runner, describe_model
+from radixmesh.backends.torch_cuda import ranked_runner
 from radixmesh.backends.torch_cuda.loader import load_weights
 from radixmesh.backends.torch_cuda.ranked_runner import RankedRunner
 from radixmesh.backends.torch_cuda.ranks import Ranks
@@ -78,6 +82,23 @@ def test_a_dead_rank_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(EngineDeadError, match="rank 1 ended"):
         runner.warmup()
     runner.close()
+
+
+def test_a_rank_that_dies_at_start_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a collective waits for it and nothing tells, as with NCCL."""
+    runner = object.__new__(RankedRunner)
+    dead = subprocess.Popen(["false"])
+    dead.wait()
+    runner._others = [SimpleNamespace(number=1, process=dead)]  # type: ignore[list-item]
+    ended: list[int] = []
+    monkeypatch.setattr(ranked_runner.os, "_exit", ended.append)
+    monkeypatch.setattr(ranked_runner, "_GLANCE", 0.01)
+    monkeypatch.setattr(ranked_runner, "_GRACE", 0.01)
+    with runner._all_needed():
+        deadline = time.monotonic() + 20
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert ended and set(ended) == {1}
 
 
 def test_a_size_that_does_not_come_out_even_is_refused(tmp_path: Path) -> None:
