@@ -180,7 +180,7 @@ def page(needs: dict[str, dict[str, Need]]) -> str:
         cells = []
         for architecture in TARGETS:
             need = needs[architecture].get(name)
-            cells.append(f"{need.registers}, {need.spilled}, {need.shared / 1024:g}" if need else "–")
+            cells.append(f"{need.registers}, {need.spilled}, {-(-need.shared // 1024)}" if need else "–")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
