@@ -50,7 +50,8 @@ def decode_sizes(target: Target, head_dim: int, kv_bytes: int) -> DecodeSizes:
         return DecodeSizes(**found)
     ahead = 1 if target.is_amd else 3  # tiles; AMD keeps them in registers
     tile_bytes = min(32 << 10, target.shared_bytes // 2 // (ahead + 0.5))
-    tile = _power_of_two_within(int(tile_bytes) // (2 * head_dim * kv_bytes), 16, 64)
+    # of more keys, two programs' registers would not fit into an AMD core, and the second would wait
+    tile = _power_of_two_within(int(tile_bytes) // (2 * head_dim * kv_bytes), 16, 32 if target.is_amd else 64)
     return DecodeSizes(tile, programs=2, num_warps=4, num_stages=_stages(ahead))
 
 
