@@ -24,7 +24,8 @@ ASK = [{"role": "user", "content": "What is the capital of France? Answer briefl
 
 
 def serve(model: str, folder: Path) -> Running:
-    arguments = ["-m", "radixmesh", "serve", "--model-path", model, "--port", "0", *SMALL]
+    patience = ["--drain-timeout", "300"]
+    arguments = ["-m", "radixmesh", "serve", "--model-path", model, "--port", "0", *SMALL, *patience]
     started = Running.start(arguments, folder / "log", **os.environ)
     try:
         return started.wait_until_ready(900)
@@ -159,7 +160,7 @@ def test_gemma_and_sigterm(tmp_path: Path) -> None:
     server = serve(GEMMA, tmp_path)
     try:
         answers: list[httpx.Response] = []
-        asked = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 60, "ignore_eos": True}
+        asked = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 40, "ignore_eos": True}
         running = threading.Thread(
             target=lambda: answers.append(
                 httpx.post(server.url + "/v1/completions", json=asked, timeout=120)
