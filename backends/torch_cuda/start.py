@@ -27,6 +27,8 @@ def start_runner(
     config: EngineConfig, info: ModelInfo, hardware: Hardware, choices: tuple[Choice, ...]
 ) -> ModelRunner:
     """The runner that `config` asks for, its weights loaded. Raises ConfigError, ModelError."""
+    if config.nnodes > 1:
+        raise ConfigError(f"nnodes is {config.nnodes}; accepted for backend=torch is 1")
     on_gpu = torch_device(hardware) == "gpu"
     if on_gpu:
         _check_gpus(config, hardware)

@@ -18,7 +18,7 @@ TWO_HOSTS: dict[str, Any] = dict(nnodes=2, dist_init_addr="127.0.0.1:29500", tp_
     ("options", "said"),
     [
         ({"backend": "fake"}, "nnodes is 2; accepted for backend=fake is 1"),
-        ({"backend": "torch"}, "tp_size is 2; the torch backend serves on one device"),
+        ({"backend": "torch"}, "nnodes is 2; accepted for backend=torch is 1"),
         ({"node_rank": 1}, "node_rank is 1; accepted is 0"),
     ],
 )

@@ -56,7 +56,7 @@ def test_token_ids_are_counted_exactly(url: str, tmp_path: Path, protocol: str) 
     assert values["total_input_tokens"] == 100
     assert values["total_output_tokens"] == 30
     assert 0 < values["mean_ttft_ms"] <= values["mean_e2e_latency_ms"]
-    assert values["p99_itl_ms"] >= 0
+    assert values.get("p99_itl_ms", 0) >= 0  # there is none when every answer came in one piece
     assert values["options"]["request_rate"] == "inf"
 
 
