@@ -49,7 +49,8 @@ pool of 65,536 tokens. Ours is `kernels/paged_attention/pallas_tpu.py` with the 
 itself; upstream is `jax.experimental.pallas.ops.tpu.ragged_paged_attention` of jax {jax}, with the first of
 the block sizes {blocks} (pages, queries) that compiles and three quarters of VMEM as its limit.
 
-- **VMEM**: what the kernel takes, MiB, as the compiler laid it out.
+- **VMEM**: what the kernel takes, MiB, as the compiler laid it out; "compiles" where libtpu could not
+  print the program, because it hands something around the kernel to SparseCores.
 - **MB**: bytes moved by the compiler's cost analysis. Ours passes an estimate, which counts the whole pool
   as live keys and reads them once; upstream passes none, so that the compiler sees only what surrounds
   the kernel. Ours writes the new keys and values into the pool, in place; upstream leaves that to the caller.
@@ -178,7 +179,8 @@ def three_cells(result: dict[str, Any] | None) -> list[str]:
         return ["", "", ""]
     if "error" in result:
         return [f"fails: {result['error'].replace('|', '/')}", "", ""]
-    return [f"{result['vmem'] / 2**20:.1f}", f"{result['bytes'] / 1e6:,.1f}", f"{result['seconds']:.1f}"]
+    vmem = "compiles" if result["vmem"] is None else f"{result['vmem'] / 2**20:.1f}"
+    return [vmem, f"{result['bytes'] / 1e6:,.1f}", f"{result['seconds']:.1f}"]
 
 
 if __name__ == "__main__":

@@ -66,11 +66,8 @@ def largest_that_compiles(problem: Problem, chip: str) -> list[int]:
             if "vmem" not in str(error):
                 raise
             continue
-        print(
-            f"{tpu_blocks.table_key(chip, problem.shape)}: {used / 2**20:.1f} MiB",
-            file=sys.stderr,
-            flush=True,
-        )
+        key, mib = tpu_blocks.table_key(chip, problem.shape), "?" if used is None else f"{used / 2**20:.1f}"
+        print(f"{key}: {sizes}, {mib} MiB", file=sys.stderr, flush=True)
         return list(vars(sizes).values())
     raise AssertionError("the ladder ends with an error")
 

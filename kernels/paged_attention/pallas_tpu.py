@@ -27,8 +27,8 @@ from .xla import NO_WINDOW, stored
 class _Inputs(NamedTuple):
     """What the kernel reads, in its order; the first four go to scalar memory before it starts."""
 
-    cu_q_lens: jax.Array  # [rows + 2]
-    kv_lens: jax.Array  # [rows + 1]
+    cu_q_lens: jax.Array  # [rows + 3]
+    kv_lens: jax.Array  # [rows + 2]
     page_offsets: jax.Array  # [rows + 1]
     numbers: jax.Array  # num_rows, num_decode_rows, first_page, window
     factors: jax.Array  # float32: of scores, of values
@@ -87,8 +87,8 @@ def ragged_paged_attention(
     score_factor = scale * k_scale * (LOG2_E if soft_cap is None else 1)
     numbers = (rows.num_rows, rows.num_decode_rows, first_page, NO_WINDOW if window is None else window)
     inputs = _Inputs(
-        jnp.pad(rows.cu_q_lens, (0, 1), mode="edge"),
-        jnp.pad(rows.kv_lens, (0, 1)),
+        jnp.pad(rows.cu_q_lens, (0, 2), mode="edge"),  # a cursor looks one row beyond where it ends
+        jnp.pad(rows.kv_lens, (0, 2)),
         rows.page_offsets,
         jnp.stack([jnp.asarray(each, jnp.int32) for each in numbers]),
         jnp.stack([jnp.asarray(each, jnp.float32) for each in (score_factor, v_scale)]),

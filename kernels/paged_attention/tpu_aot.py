@@ -81,8 +81,17 @@ def compile_kernel(
         return jax.jit(call, donate_argnums=3).lower(*problem.arrays(device)).compile()
 
 
-def vmem_used(compiled: jax.stages.Compiled) -> int:
-    """The most VMEM that a Pallas call of the program takes, in bytes, as the compiler laid it out."""
+def vmem_used(compiled: jax.stages.Compiled) -> int | None:
+    """The most VMEM that a Pallas call of the program takes, in bytes, as the compiler laid it out.
+
+    None where libtpu cannot print its program: that of a gather or scatter handed to SparseCores.
+    """
+    try:
+        text = compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        if "async-update" not in str(error):
+            raise
+        return None
     used = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
-    calls = (line for line in (compiled.as_text() or "").splitlines() if "tpu_custom_call" in line)
+    calls = (line for line in text.splitlines() if "tpu_custom_call" in line)
     return max(int(size) for line in calls for size in used.findall(line))

@@ -17,7 +17,7 @@ LOG2_E = 1.4426950408889634  # scores are kept times this: a power of two is che
 
 
 class Rows(NamedTuple):
-    """`RaggedRows` in scalar memory, one entry longer than rows, so that a cursor may stand past the last."""
+    """`RaggedRows` in scalar memory, two entries longer, so that a cursor may look past the last row."""
 
     cu_q_lens: Any
     kv_lens: Any

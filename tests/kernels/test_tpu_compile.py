@@ -37,7 +37,8 @@ def test_compiles_within_its_estimate(chip, model, tokens, dtype) -> None:
     problem = Problem(tokens=tokens, pool_dtype=dtype, **model)
     compiled = compile_kernel(problem, Topology.parse(DEVICES[chip]).devices()[0], chip)
     shape = problem.shape
-    assert vmem_used(compiled) <= vmem_bytes(shape, chosen_sizes(chip, shape))
+    used = vmem_used(compiled)
+    assert used is not None and used <= vmem_bytes(shape, chosen_sizes(chip, shape))
     memory: Any = compiled.memory_analysis()
     pool_bytes = 65536 * model["kv_heads"] * 2 * model["head_dim"] * shape.pool_itemsize
     assert memory.alias_size_in_bytes >= pool_bytes, "the pool is written in place"

@@ -48,7 +48,7 @@ CASES = [
 POOL_SCALES = {"int8": 0.02, "float8_e4m3fn": 0.5}
 
 
-def case(batch, heads, kv_heads, head_dim, page_size, dtype, options):
+def case(batch, heads, kv_heads, head_dim, page_size, dtype, options, pad_rows=2):
     """Arguments of one call, and the page of its pool that padding tokens may write to."""
     args, layer_pages, _ = ragged_case(
         batch,
@@ -56,7 +56,7 @@ def case(batch, heads, kv_heads, head_dim, page_size, dtype, options):
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        pad_rows=2,
+        pad_rows=pad_rows,
         pad_tokens=3,
     )
     q, k, v, pool, rows = args
@@ -125,8 +125,8 @@ def test_programs_of_two_cores_share_nothing() -> None:
 
 
 @pytest.mark.parametrize("chip", ["v4", "tpu7x"])
-def test_sizes_chosen_by_chip(chip) -> None:
-    args, options = case(BATCHES["mixed"], 4, 2, 64, 16, "float32", {})
+def test_sizes_chosen_by_chip_and_a_batch_without_padding(chip) -> None:
+    args, options = case(BATCHES["mixed"], 4, 2, 64, 16, "float32", {}, pad_rows=0)
     got, got_pages, races = interpreted(args, chip=chip, **options)
     assert not races
     assert_alike(got, got_pages, args, options)
