@@ -173,4 +173,10 @@ def join(ranks: Ranks, on_gpu: bool, meeting: str) -> None:
     if not on_gpu:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.size))
     store = dist.FileStore(meeting, ranks.size)
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        device_id=torch.device("cuda", ranks.rank) if on_gpu else None,  # else NCCL guesses, and says so
+    )
