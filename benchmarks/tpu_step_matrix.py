@@ -76,11 +76,16 @@ def main() -> int:
                 started = time.monotonic()
                 found[key] = compile_pair(model, topology)
                 print(f"{key}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-                arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+                arguments.json.write_text(as_json(found))
     arguments.page.write_text(page(found))
     missed = [each for key in found for each in misses(key, found[key])]
     print("\n".join(missed) or "every figure is within its bound")
     return len(missed) > 0
+
+
+def as_json(found: dict[str, Any]) -> str:
+    """One line a pair."""
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(found[key])}" for key in found) + "\n}\n"
 
 
 def compile_pair(model: str, topology: str) -> dict[str, Any]:
@@ -141,6 +146,8 @@ def page(found: dict[str, Any]) -> str:
         lines.append("## What does not fit\n")
         lines += [f"- {why}" for why in refused.values()]
         lines.append("")
+    if absent := [f"{m} {t}" for t in TOPOLOGIES for m in facts_names() if f"{m} {t}" not in found]:
+        lines.append(f"## Not compiled yet\n\n{', '.join(absent)}\n")
     missed = [each for key in found for each in misses(key, found[key])]
     lines.append("## Out of bounds\n")
     lines += [f"- {each}" for each in missed] or ["Nothing."]
