@@ -57,7 +57,7 @@ the block sizes {blocks} (pages, queries) that compiles and three quarters of VM
 - **seconds**: to trace and compile, on two busy cores.
 - {long}: rows of the table at page size 16, where a page table in scalar memory would take 8 MiB.
 
-A failure is given in the compiler's words.
+A failure is given in the compiler's words; what is blank has not been compiled yet.
 
 """
 
