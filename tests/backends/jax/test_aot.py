@@ -71,7 +71,8 @@ def test_groups_and_repeated_heads_and_windows() -> None:
     check_memory(plan, step)
     assert step.tokens == ROWS // 2
     assert step.compiled is not None and step.compiled.hbm_bytes < 1.10 * step.hbm_bytes
-    assert {each.devices for each in greedy(step)} == {4}  # nothing travels between groups
+    between_groups = [each for each in greedy(step) if each.devices != 4]
+    assert [each.bytes for each in between_groups] == [ROWS * 4]  # what was sampled, told to every group
 
 
 @pytest.mark.slow
