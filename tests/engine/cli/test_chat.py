@@ -67,6 +67,8 @@ def test_ctrl_c_stops_the_answer_and_nothing_else() -> None:
         stderr=subprocess.PIPE,
         env=ENV,
         start_new_session=True,
+        # a shell's background job ignores Ctrl-C, and so would all that it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin and process.stdout
     with process:
