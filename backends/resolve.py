@@ -41,7 +41,7 @@ def resolve(
     values: dict[str, Any] = {choice.name: choice.value for choice in choices}
     resolved = replace(config, **values)
     _check_pool(resolved)
-    _check_devices(resolved)
+    _check_backends_options(resolved)
     return resolved, choices
 
 
@@ -198,6 +198,14 @@ def _check_pool(config: EngineConfig) -> None:
         raise ConfigError(f"max_total_tokens is {tokens}; accepted is at least one page, {page} tokens")
 
 
-def _check_devices(config: EngineConfig) -> None:
+def _check_backends_options(config: EngineConfig) -> None:
+    """Raise ConfigError for an option that the chosen backend could only ignore."""
+    if config.backend == "jax" and config.strict_kernels:
+        raise ConfigError("strict_kernels is on; it is for the kernels of backend=torch, accepted is off")
+    if config.backend == "torch" and (config.compilation_cache_dir or config.disable_compilation_cache):
+        raise ConfigError(
+            "compilation_cache_dir and disable_compilation_cache are for backend=jax; backend=torch keeps no"
+            " such cache, accepted is neither"
+        )
     if config.backend == "torch" and config.dp_size != 1:
         raise ConfigError(f"dp_size is {config.dp_size}; the torch backend serves one group, accepted is 1")

@@ -242,3 +242,16 @@ def test_torch_in_several_groups_is_refused() -> None:
     with pytest.raises(ConfigError, match="dp_size is 2; the torch backend serves one group"):
         choose(replace(CPU, torch="2.13.0+cpu"), backend="torch", dp_size=2)
     choose(replace(CPU, torch="2.13.0+cpu"), backend="torch", tp_size=2)
+
+
+@pytest.mark.parametrize(
+    ("backend", "option", "said"),
+    [
+        ("jax", {"strict_kernels": True}, "strict_kernels is on; it is for the kernels of backend=torch"),
+        ("torch", {"compilation_cache_dir": "/somewhere"}, "are for backend=jax"),
+        ("torch", {"disable_compilation_cache": True}, "are for backend=jax"),
+    ],
+)
+def test_an_option_of_the_other_backend_is_refused(backend: Any, option: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(EngineConfig(backend=backend, **option), INFO, GPUS[0])
