@@ -5,7 +5,8 @@ RadixMeshError
 ├── ModelError          a model that cannot be found, read or served
 ├── RequestError        one request is refused; carries the HTTP status and the field at fault
 │   ├── QueueFullError      429: the waiting queue is at its bound
-│   └── NotServingError     503: shutting down, or the engine is gone
+│   ├── NotServingError     503: shutting down, or the engine is gone
+│   └── GrammarError        a grammar does not compile, or cannot go on
 └── EngineDeadError     the engine process ended; every open request ends with it
 
 Each message is one sentence that names the field, the value and what would be accepted.
@@ -49,6 +50,10 @@ class NotServingError(RequestError):
     """The server is draining, or its engine is gone."""
 
     status = 503
+
+
+class GrammarError(RequestError):
+    """What constrains an output does not compile, or cannot go on; the reason is the grammar library's."""
 
 
 class EngineDeadError(RadixMeshError):

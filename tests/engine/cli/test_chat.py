@@ -60,6 +60,8 @@ def test_a_turn_that_is_refused_leaves_the_conversation_as_it_was() -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_nothing_else() -> None:
+    # a shell's background job ignores Ctrl-C, and all that it starts inherit that; a handler they do not
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*CHAT, "--ignore-eos", "--context-length", "1000000", "--max-total-tokens", "1000000"],
         stdin=subprocess.PIPE,
@@ -67,9 +69,8 @@ def test_ctrl_c_stops_the_answer_and_nothing_else() -> None:
         stderr=subprocess.PIPE,
         env=ENV,
         start_new_session=True,
-        # a shell's background job ignores Ctrl-C, and so would all that it starts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stdin and process.stdout
     with process:
         try:
