@@ -52,6 +52,7 @@ def create_jax_runner(
     from .jax.devices import mesh_for
     from .jax.loader import load_params
     from .jax.multihost import FollowingRunner, LeadingRunner, join
+    from .jax.params import mesh_params
     from .jax.runner import JaxRunner, use_compilation_cache
     from .models.checkpoint import open_checkpoint
     from .models.describe import read_spec
@@ -67,15 +68,16 @@ def create_jax_runner(
     partition(spec, config.tp_size)  # refused before any weight is read
     crew = join(config, spec) if config.nnodes > 1 else None
     mesh, rules = mesh_for(config, jax_device(hardware)), ShardingRules()
-    params = param_table(spec)
+    table = param_table(spec)
+    params = mesh_params(table)
     if config.load_format == "dummy":
-        weights = dummy_params(spec, params, config.random_seed or 0)
+        weights = dummy_params(spec, table, config.random_seed or 0)
     elif source.orbax:
         from .jax.orbax_checkpoint import stored_params
 
-        weights = stored_params(source.orbax, params, spec.num_layers)
+        weights = stored_params(source.orbax, table, spec.num_layers)
     else:
-        weights = iterate_params(spec, params, open_checkpoint(source))
+        weights = iterate_params(spec, table, open_checkpoint(source))
     dtype = jnp.dtype(config.dtype)
     arrays = load_params(weights, params, spec.num_layers, dtype, mesh, rules)
     parts = (config, info, spec, params, arrays, mesh, rules, (*choices, cache))

@@ -36,6 +36,7 @@ from .decoder import Decoder
 from .forward_batch import Layout
 from .loader import abstract_param
 from .pages import state_shapes
+from .params import mesh_params
 from .step import lower_step
 
 
@@ -128,7 +129,7 @@ def _lower(
     """The step ready to compile, and the bytes of the KV pool on one device."""
     dtype, kv_dtype = (jnp.dtype(each) for each in dtypes)
     rules, tensor = ShardingRules(), MeshAxis("tensor", mesh.shape["tensor"])
-    params = param_table(spec)
+    params = mesh_params(param_table(spec))
     arrays = {param.name: abstract_param(param, spec.num_layers, dtype, mesh, rules) for param in params}
     definition, weights = nnx.split(Decoder(spec, params, arrays, tensor))
     state = state_shapes(partition(spec, tensor.size), kv_dtype, capacity, mesh, rules)

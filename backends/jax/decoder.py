@@ -19,10 +19,10 @@ from flax import nnx
 from ...kernels.paged_attention.rows import RaggedRows
 from ...kernels.paged_attention.xla import NO_WINDOW
 from ...sharding.axis import ALONE, MeshAxis
-from ..models.params import ParamSpec
 from ..models.rope import inverse_frequencies
 from ..models.spec import ModelSpec
 from .layers import rms_norm, rope_tables, rotate, soft_cap
+from .params import MeshParam
 from .partition import VocabShards
 
 # (q, k, v, kv_pages, rows, *, first_page, scale, window, soft_cap) -> (attended, kv_pages)
@@ -36,7 +36,7 @@ class Decoder(nnx.Module):
     """Token ids to hidden states to logits. T is the flat token axis of a ragged batch."""
 
     def __init__(
-        self, spec: ModelSpec, params: tuple[ParamSpec, ...], arrays: Mapping[str, Any],
+        self, spec: ModelSpec, params: tuple[MeshParam, ...], arrays: Mapping[str, Any],
         tensor: MeshAxis = ALONE,
     ) -> None:  # fmt: skip
         """`arrays` holds each parameter of the table by name, stacked ones [layers, ...]; they may be
@@ -148,9 +148,12 @@ def _attention_block(
     spec: ModelSpec, tensor: MeshAxis, weights: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array,
     attention: Attention,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    q, k, v = (jnp.einsum("te,ehd->thd", x, weights[name]) for name in "qkv")
+    qkv = x @ weights["qkv"]
     if spec.qkv_bias:
-        q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
+        qkv += weights["qkv_bias"]
+    heads = qkv.reshape(len(x), -1, spec.head_dim)
+    kv_heads = max(spec.num_kv_heads // tensor.size, 1)
+    q, k, v = jnp.split(heads, (heads.shape[1] - 2 * kv_heads, heads.shape[1] - kv_heads), axis=1)
     if spec.qk_norm:
         q = rms_norm(q, weights["q_norm"], spec.norm_eps, spec.norm_offset)
         k = rms_norm(k, weights["k_norm"], spec.norm_eps, spec.norm_offset)
@@ -160,8 +163,9 @@ def _attention_block(
 
 
 def _mlp_block(spec: ModelSpec, tensor: MeshAxis, weights: Layer, x: jax.Array) -> jax.Array:
-    gate, up = x @ weights["gate"], x @ weights["up"]
+    gate_up = x @ weights["gate_up"]
     if spec.mlp_bias:
-        gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
+        gate_up += weights["gate_up_bias"]
+    gate, up = jnp.split(gate_up, 2, axis=-1)
     y = tensor.sum((_ACTIVATIONS[spec.activation](gate) * up) @ weights["down"])
     return y + weights["down_bias"] if spec.mlp_bias else y

@@ -1,22 +1,9 @@
-"""How parameters are cut over the tensor axis of a mesh."""
+"""A vocabulary that is cut over the tensor axis of a mesh."""
 
 import jax
 import jax.numpy as jnp
 
 from ...sharding.axis import MeshAxis
-from ..models.params import ParamSpec
-
-
-def mesh_shape(param: ParamSpec, tensor: int) -> tuple[int, ...]:
-    """Shape of one layer's parameter on a mesh: its KV heads repeated, its vocabulary padded."""
-    sizes = []
-    for axis, size in zip(param.axes, param.shape, strict=True):
-        if axis == "kv_heads":
-            size = max(size, tensor)
-        if axis == "vocab":
-            size = -(-size // tensor) * tensor
-        sizes.append(size)
-    return tuple(sizes)
 
 
 class VocabShards:

@@ -22,7 +22,6 @@ from ...engine.runner import ModelInfo, RunnerCapacity
 from ...sharding.axis import MeshAxis
 from ...sharding.report import device_bytes
 from ...sharding.rules import ShardingRules
-from ..models.params import ParamSpec
 from ..models.partition import partition
 from ..models.spec import ModelSpec
 from .attention import attention_for
@@ -30,6 +29,7 @@ from .buckets import Shape, compiled_shapes, shape_of
 from .decoder import Decoder
 from .forward_batch import Layout
 from .pages import DeviceState, choose_pool_tokens, state_shapes, token_bytes
+from .params import MeshParam
 from .step import lower_step
 
 CPU_ROW_TOKENS = 1024  # of a default pool on a CPU, where larger ones are asked for by max_total_tokens
@@ -54,7 +54,7 @@ class JaxRunner:
     """Runs a decoder on a mesh of JAX devices. `config` must be resolved: no option left to choose."""
 
     def __init__(
-        self, config: EngineConfig, info: ModelInfo, spec: ModelSpec, params: tuple[ParamSpec, ...],
+        self, config: EngineConfig, info: ModelInfo, spec: ModelSpec, params: tuple[MeshParam, ...],
         arrays: Mapping[str, jax.Array], mesh: Mesh, rules: ShardingRules, choices: tuple[Choice, ...] = (),
     ) -> None:  # fmt: skip
         self._mesh, self._rules = mesh, rules

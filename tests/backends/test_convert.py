@@ -16,6 +16,7 @@ import tensorstore
 from radixmesh.backends.convert import convert
 from radixmesh.backends.jax import orbax_checkpoint
 from radixmesh.backends.jax.loader import load_params
+from radixmesh.backends.jax.params import mesh_params
 from radixmesh.backends.models.checkpoint import open_checkpoint
 from radixmesh.backends.models.describe import describe, read_spec
 from radixmesh.backends.models.families.registry import param_table
@@ -44,7 +45,18 @@ def loaded(path: Path, dtype: str = "float32", tensor: int = 1) -> dict[str, jax
     else:
         weights = iterate_params(spec, params, open_checkpoint(source))
     mesh = make_mesh(jax.devices(), MeshSpec(tensor=tensor))
-    return load_params(weights, params, spec.num_layers, jnp.dtype(dtype), mesh, ShardingRules())
+    return load_params(weights, mesh_params(params), spec.num_layers, jnp.dtype(dtype), mesh, ShardingRules())
+
+
+def stored(path: Path) -> dict[str, np.ndarray]:
+    """Every parameter of the table as the model at `path` stores it, layers stacked."""
+    source = find_model(config_of(path))
+    spec = read_spec(source)
+    layers: dict[str, list[np.ndarray]] = {}
+    for param, _, array in iterate_params(spec, param_table(spec), open_checkpoint(source)):
+        layers.setdefault(param.name, []).append(np.asarray(array))
+    stacked = {param.name for param in param_table(spec) if param.stacked}
+    return {name: np.stack(each) if name in stacked else each[0] for name, each in layers.items()}
 
 
 def assert_same_model(original: Path, converted: Path, dtype: str = "float32", tensor: int = 1) -> None:
@@ -100,7 +112,7 @@ def test_orbax_itself_restores_it(tmp_path: Path) -> None:
     convert(config_of(tmp_path / "hf"), tmp_path / "new")
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(tmp_path / "new" / WEIGHTS)
-    wanted = loaded(tmp_path / "hf", "bfloat16")
+    wanted = stored(tmp_path / "hf")
     assert restored.keys() == wanted.keys()
     for name, array in wanted.items():
         assert restored[name].dtype == array.dtype
@@ -141,7 +153,7 @@ def test_only_what_is_sliced_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     spec = read_spec(find_model(config_of(tmp_path / "new")))
     params = [param for param in param_table(spec) if param.name == "q"]
     layers = [array for _, _, array in orbax_checkpoint.stored_params(file.parents[5], params, 3)]
-    np.testing.assert_array_equal(layers[1][:, 2:4][:, 1], np.asarray(loaded(tmp_path / "hf")["q"][1, :, 3]))
+    np.testing.assert_array_equal(layers[1][:, 2:4][:, 1], stored(tmp_path / "hf")["q"][1, :, 3])
     assert np.asarray(layers[0]).shape == (32, 4, 8)
     with pytest.raises(ModelError, match="/q is no complete array"):
         np.asarray(layers[1][:, :2])

@@ -7,6 +7,7 @@ import pytest
 from radixmesh.backends.footprint import Footprint, tensor_sizes
 from radixmesh.backends.jax.loader import abstract_param
 from radixmesh.backends.jax.pages import token_bytes
+from radixmesh.backends.jax.params import mesh_params
 from radixmesh.backends.models.describe import read_spec
 from radixmesh.backends.models.families.registry import param_table
 from radixmesh.backends.models.partition import partition
@@ -45,7 +46,8 @@ def test_facts_have_the_known_numbers_of_parameters() -> None:
 def test_shares_are_those_of_the_real_shardings(name: str, tensor: int) -> None:
     spec, dtype, rules = spec_of(name), jnp.dtype("bfloat16"), ShardingRules()
     mesh = make_mesh(jax.devices(), MeshSpec(1, tensor))
-    arrays = [abstract_param(each, spec.num_layers, dtype, mesh, rules) for each in param_table(spec)]
+    params = mesh_params(param_table(spec))
+    arrays = [abstract_param(each, spec.num_layers, dtype, mesh, rules) for each in params]
     footprint = Footprint(spec, 1, tensor, 2, 2)
     assert footprint.weight_bytes == device_bytes(arrays)
     assert footprint.token_bytes == token_bytes(partition(spec, tensor), dtype, tensor)

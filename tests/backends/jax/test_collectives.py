@@ -12,6 +12,7 @@ from radixmesh.backends.jax.decoder import Decoder
 from radixmesh.backends.jax.forward_batch import Layout
 from radixmesh.backends.jax.loader import abstract_param
 from radixmesh.backends.jax.pages import state_shapes
+from radixmesh.backends.jax.params import mesh_params
 from radixmesh.backends.jax.step import lower_step
 from radixmesh.backends.models.families.registry import param_table
 from radixmesh.backends.models.partition import partition
@@ -35,7 +36,7 @@ CAPACITY = RunnerCapacity(
 
 def compiled_step(mesh_spec: MeshSpec, full: bool) -> jax.stages.Compiled:
     mesh, rules = make_mesh(jax.devices(), mesh_spec), ShardingRules()
-    params, dtype = param_table(SPEC), jnp.dtype("float32")
+    params, dtype = mesh_params(param_table(SPEC)), jnp.dtype("float32")
     arrays = {each.name: abstract_param(each, SPEC.num_layers, dtype, mesh, rules) for each in params}
     tensor = MeshAxis("tensor", mesh_spec.tensor)
     definition, weights = nnx.split(Decoder(SPEC, params, arrays, tensor))

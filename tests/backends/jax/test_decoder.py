@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from radixmesh.backends.jax.decoder import Decoder
 from radixmesh.backends.jax.loader import load_params
+from radixmesh.backends.jax.params import mesh_params
 from radixmesh.backends.models.checkpoint import open_checkpoint
 from radixmesh.backends.models.describe import read_spec
 from radixmesh.backends.models.families.registry import param_table
@@ -56,8 +57,9 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 def load_decoder(folder: Path) -> tuple[ModelSpec, Decoder]:
     source = ModelSource(str(folder), "hf", "tiny")
     spec = read_spec(source)
-    params = param_table(spec)
-    weights = iterate_params(spec, params, open_checkpoint(source))
+    table = param_table(spec)
+    weights = iterate_params(spec, table, open_checkpoint(source))
     mesh = make_mesh(jax.devices("cpu"), MeshSpec())
+    params = mesh_params(table)
     arrays = load_params(weights, params, spec.num_layers, jnp.dtype("float32"), mesh, ShardingRules())
     return spec, Decoder(spec, params, arrays)
