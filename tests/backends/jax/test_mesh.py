@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -155,5 +156,6 @@ def test_more_devices_than_there_are_is_refused(tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path, num_attention_heads=16, hidden_size=64)
     config = EngineConfig(model_path=str(tmp_path), skip_tokenizer_init=True, tp_size=16)
     backend = backend_for(config)
+    jax.devices()  # jax starts, unless another test has started it
     with pytest.raises(ConfigError, match="tp_size is 16: 16 CPU devices are needed; jax has started with 8"):
         backend.create_runner(config, backend.describe(config))
