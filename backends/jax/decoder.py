@@ -151,9 +151,10 @@ def _attention_block(
     qkv = x @ weights["qkv"]
     if spec.qkv_bias:
         qkv += weights["qkv_bias"]
-    heads = qkv.reshape(len(x), -1, spec.head_dim)
-    kv_heads = max(spec.num_kv_heads // tensor.size, 1)
-    q, k, v = jnp.split(heads, (heads.shape[1] - 2 * kv_heads, heads.shape[1] - kv_heads), axis=1)
+    # cut before the heads get an axis of their own: with it TPUs want the matrix in another order, and copy it
+    columns, kv_columns = qkv.shape[1], max(spec.num_kv_heads // tensor.size, 1) * spec.head_dim
+    parts = jnp.split(qkv, (columns - 2 * kv_columns, columns - kv_columns), axis=1)
+    q, k, v = (part.reshape(len(x), -1, spec.head_dim) for part in parts)
     if spec.qk_norm:
         q = rms_norm(q, weights["q_norm"], spec.norm_eps, spec.norm_offset)
         k = rms_norm(k, weights["k_norm"], spec.norm_eps, spec.norm_offset)
