@@ -151,7 +151,7 @@ def _attention_block(
     qkv = x @ weights["qkv"]
     if spec.qkv_bias:
         qkv += weights["qkv_bias"]
-    # cut before the heads get an axis of their own: with it TPUs want the matrix in another order, and copy it
+    # cut before the heads get an axis: with it TPUs want the matrix in another order, and copy it
     columns, kv_columns = qkv.shape[1], max(spec.num_kv_heads // tensor.size, 1) * spec.head_dim
     parts = jnp.split(qkv, (columns - 2 * kv_columns, columns - kv_columns), axis=1)
     q, k, v = (part.reshape(len(x), -1, spec.head_dim) for part in parts)
