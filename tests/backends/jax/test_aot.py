@@ -1,4 +1,4 @@
-"""The step that serves, compiled for TPU slices that are not here: a small part of `docs/tpu-step-matrix.md`.
+"""The step that serves, compiled for TPU slices that are not here: a small part of `docs/tpu-matrix.md`.
 
 Whole models by their config.json facts, our attention kernel inside. What is asserted is what the compiler
 made of them: memory, aliasing, transfers, and the bytes that a step moves.

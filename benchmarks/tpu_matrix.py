@@ -1,7 +1,7 @@
 """Compile the steps that serve for TPU slices that are not here, and write down what the compiler says.
 
-    python benchmarks/tpu_step_matrix.py                     # every slice and model; hours on two cores
-    python benchmarks/tpu_step_matrix.py --topology v6e:1x1 --model qwen3-0.6b
+    python benchmarks/tpu_matrix.py                     # every slice and model; hours on two cores
+    python benchmarks/tpu_matrix.py --topology v6e:1x1 --model qwen3-0.6b
 
 Each pair of slice and model is laid out over all devices of the slice (`tensor`) and compiled at 8, 64 and
 256 decode rows and for a prefill chunk of 2,048 tokens, with as much KV pool as fits. Results are kept in
@@ -13,21 +13,28 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from radixmesh.backends.planner import facts_names, make_plan
+from radixmesh.backends.planner import make_plan
 from radixmesh.engine.errors import ConfigError
 from radixmesh.engine.plan import PlanOptions
 
 ROOT = Path(__file__).parents[1]
 TOPOLOGIES = ("v6e:1x1", "v5e:2x4", "v6e:2x4", "v5p:2x2x1", "tpu7x:2x2x1")
+# by how much they are asked for
+MODELS = (
+    "llama-3.1-8b", "qwen3-0.6b", "llama-3.2-1b", "gemma-3-4b", "qwen3-8b", "qwen3-32b", "llama-3.3-70b",
+    "gemma-3-27b",
+)  # fmt: skip
 ROWS = (8, 64, 256)
 CONTEXTS = (2048, 1024, 512, 256)  # the longest of which the pool holds 256 requests
 TEMPORARIES = 0.02  # of a device's memory
 TRAFFIC = 1.10  # of weights and live KV read once
 ARITHMETIC = 0.05  # by which the planner's memory may miss the compiler's
 
+SUMMARY = ("model", "slice", "compiles", "HBM", "KV tokens", "compile seconds", "bytes ratio")
 COLUMNS = (
     "model",
     "pool",
@@ -42,12 +49,22 @@ COLUMNS = (
 )
 PAGE = """# Steps compiled for TPUs that are not here
 
-Written by `benchmarks/tpu_step_matrix.py`: the step that serves (`backends/jax/step.py`, our attention
+Written by `benchmarks/tpu_matrix.py`: the step that serves (`backends/jax/step.py`, our attention
 kernel inside), compiled by libtpu's own compiler from `config.json` facts alone, bfloat16, page size 64,
 each model over all devices of the slice. Figures are of one device.
 
-- **pool**: tokens of KV cache, {fraction} of the device's memory less the weights. It is an argument of the
-  step; "in place" says that the compiler aliases all of it with the result.
+- **HBM**: arguments, temporaries and code of the step that takes most, and of what a program may use.
+- **KV tokens**: of all devices together, in {fraction} of the memory less the weights.
+- **compile seconds**: of all steps of the pair, one after the other, on two busy cores.
+- **bytes ratio**: what a decode step moves to and from HBM, by the compiled program, over weights and live KV
+  read once; of the step where it is largest.
+
+{summary}
+
+## The steps
+
+- **pool**: the KV tokens. It is an argument of the step; "in place" says that the compiler aliases all of it
+  with the result.
 - **arguments**: weights, pool and batch as the compiler counts them, and in brackets by how much the
   planner's arithmetic misses it.
 - **temporaries**, **code**: what else the step takes; temporaries also as a share of the device's memory.
@@ -55,7 +72,7 @@ each model over all devices of the slice. Figures are of one device.
   with the attention kernel's own cost estimate, in the greedy case; then as a multiple of weights and
   live KV read once. In a prefill chunk, activations come on top.
 - **transfers**: between devices, in a greedy step; those that only steps with sampling make are in brackets.
-- **seconds**: of compilation, on two busy cores.
+- **seconds**: of compilation.
 """
 
 
@@ -63,20 +80,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--topology", action="append", help="default: all five")
-    parser.add_argument("--model", action="append", help="default: all whose facts we have")
-    parser.add_argument("--json", type=Path, default=ROOT / "docs/tpu-step-matrix.json")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/tpu-step-matrix.md")
+    parser.add_argument("--topology", action="append", choices=TOPOLOGIES, help="default: all five")
+    parser.add_argument("--model", action="append", choices=MODELS, help="default: all eight")
+    parser.add_argument("--json", type=Path, default=ROOT / "docs/tpu-matrix.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/tpu-matrix.md")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    for topology in arguments.topology or TOPOLOGIES:
-        for model in arguments.model or facts_names():
-            key = f"{model} {topology}"
-            if key not in found:
-                started = time.monotonic()
-                found[key] = compile_pair(model, topology)
-                print(f"{key}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-                arguments.json.write_text(as_json(found))
+    for model, topology in product(arguments.model or MODELS, arguments.topology or TOPOLOGIES):
+        key = f"{model} {topology}"
+        if key not in found:
+            started = time.monotonic()
+            found[key] = compile_pair(model, topology)
+            print(f"{key}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            arguments.json.write_text(as_json(found))
+            arguments.page.write_text(page(found))
     arguments.page.write_text(page(found))
     missed = [each for key in found for each in misses(key, found[key])]
     print("\n".join(missed) or "every figure is within its bound")
@@ -131,13 +148,13 @@ def misses(key: str, plan: dict[str, Any]) -> list[str]:
 
 def page(found: dict[str, Any]) -> str:
     """The whole page."""
-    lines = [PAGE.format(fraction=0.9)]
+    lines = [PAGE.format(fraction=0.9, summary="\n".join(summary(found)))]
     refused = {key: plan["why"] for key, plan in found.items() if "why" in plan}
     for topology in dict.fromkeys(key.split()[1] for key in found):
         plans = [plan for key, plan in found.items() if key.split()[1] == topology and key not in refused]
         if plans:
             one = plans[0]
-            lines.append(f"## {topology}: {one['devices']} devices of {one['chip']}\n")
+            lines.append(f"### {topology}: {one['devices']} devices of {one['chip']}\n")
             lines.append("| " + " | ".join(COLUMNS) + " |")
             lines.append("|---" * len(COLUMNS) + "|")
             lines += [row(plan, step) for plan in plans for step in plan["layouts"][0]["steps"]]
@@ -146,12 +163,37 @@ def page(found: dict[str, Any]) -> str:
         lines.append("## What does not fit\n")
         lines += [f"- {why}" for why in refused.values()]
         lines.append("")
-    if absent := [f"{m} {t}" for t in TOPOLOGIES for m in facts_names() if f"{m} {t}" not in found]:
-        lines.append(f"## Not compiled yet\n\n{', '.join(absent)}\n")
     missed = [each for key in found for each in misses(key, found[key])]
     lines.append("## Out of bounds\n")
     lines += [f"- {each}" for each in missed] or ["Nothing."]
     return "\n".join(lines) + "\n"
+
+
+def summary(found: dict[str, Any]) -> list[str]:
+    """A line for each pair, those of one slice together."""
+    lines = ["| " + " | ".join(SUMMARY) + " |", "|---" * len(SUMMARY) + "|"]
+    for topology, model in product(TOPOLOGIES, MODELS):
+        if (plan := found.get(f"{model} {topology}")) is None:
+            cells = ["not tried yet", "", "", "", ""]
+        elif "why" in plan:
+            cells = ["does not fit", "", "", "", ""]
+        else:
+            layout = plan["layouts"][0]
+            compiled = [step["compiled"] for step in layout["steps"]]
+            used = max(each["argument_bytes"] + each["temp_bytes"] + each["code_bytes"] for each in compiled)
+            ratio = max(
+                step["compiled"]["hbm_bytes"] / step["hbm_bytes"]
+                for step in layout["steps"] if step["kind"] == "decode"
+            )  # fmt: skip
+            cells = [
+                f"{len(compiled)} steps",
+                f"{used / 2**30:.2f} GiB, {used / plan['hbm_bytes']:.1%}",
+                f"{layout['pool_tokens']:,}",
+                f"{sum(each['compile_seconds'] for each in compiled):.0f}",
+                f"{ratio:.3f}",
+            ]
+        lines.append(f"| {model} | {topology} | {' | '.join(cells)} |")
+    return lines
 
 
 def row(plan: dict[str, Any], step: dict[str, Any]) -> str:
