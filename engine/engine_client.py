@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import zmq
 import zmq.asyncio
 
 from .config import EngineConfig
-from .messages import FromEngine, Shutdown, ToEngine
+from .messages import FromEngine, Shutdown, Start, ToEngine
 from .runner import Backend
 
 CLOSE_TIMEOUT = 5.0  # seconds that the process has to end by itself
@@ -56,8 +55,11 @@ class EngineClient:
         return self._process.pid if self._process else None
 
     def start(self, config: EngineConfig, backend: Backend) -> None:
-        """Spawn the process. What becomes of it comes as messages. Must be called within a running loop."""
-        payload = pickle.dumps((config, backend))
+        """Spawn the process. What becomes of it comes as messages. Must be called within a running loop.
+
+        Raises ConfigError for a backend that another process cannot import.
+        """
+        line = msgspec.json.encode(Start.of(config, backend)) + b"\n"
         self._lifeline, end = os.pipe()
         try:
             # not multiprocessing: that would run the user's main module a second time
@@ -74,7 +76,7 @@ class EngineClient:
             os.close(end)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it ended at once; on_death tells
-            self._process.stdin.write(payload)
+            self._process.stdin.write(line)
             self._process.stdin.flush()  # and left open: its end tells the process that we are gone
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._read()))

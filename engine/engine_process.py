@@ -1,12 +1,11 @@
 """The engine's own process: a loop that takes messages, steps the engine and sends what came out.
 
-Started by `EngineClient` as `main()` with a folder of sockets, and a pickled (config, backend) on stdin.
+Started by `EngineClient` as `main()` with a folder of sockets, and a line of JSON on stdin (`Start`).
 It ends on `Shutdown`, on a fatal error, and when its parent is gone: stdin ends then.
 """
 
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -32,6 +31,7 @@ from .messages import (
     Ready,
     Refused,
     Shutdown,
+    Start,
     StartFailed,
     ToEngine,
     Tokens,
@@ -156,9 +156,11 @@ def main() -> None:
 def _start(channel: Channel) -> Engine | None:
     """The warm engine; None, after the parent was told why, if there is none."""
     try:
-        config, backend = pickle.load(sys.stdin.buffer)
+        start = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        engine = start_engine(config, backend, lambda info: channel.send(Described(_plain(info))))
+        engine = start_engine(
+            start.config, start.backend(), lambda info: channel.send(Described(_plain(info)))
+        )
         choices = all_choices(engine.info, engine.runner.choices)
         channel.send(Ready(engine.runner.capacity, _plain_choices(choices)))
         return engine

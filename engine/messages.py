@@ -1,15 +1,51 @@
 """What the engine process and its parent say to each other: msgspec structs, tagged by their name."""
 
-from typing import Literal
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from .config import Choice
+from .config import Choice, EngineConfig
+from .errors import ConfigError
 from .outputs import TokenOutput
 from .request import Request, SamplingParams
-from .runner import ModelInfo, RunnerCapacity
+from .runner import Backend, ModelInfo, RunnerCapacity
 from .stats import EngineStats
+
+
+class Start(msgspec.Struct):
+    """What the engine process begins with. The backend's functions travel as their names, never as code."""
+
+    config: EngineConfig
+    describe: str  # "module:function", as create_runner
+    create_runner: str
+
+    @classmethod
+    def of(cls, config: EngineConfig, backend: Backend) -> "Start":
+        """The message. Raises ConfigError for a backend whose functions no other process could import."""
+        return cls(config, _name_of(backend.describe), _name_of(backend.create_runner))
+
+    def backend(self) -> Backend:
+        """The backend, its modules imported. Raises ImportError, AttributeError."""
+        return Backend(_named(self.describe), _named(self.create_runner))
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if not module or module == "__main__" or not name.isidentifier():
+        raise ConfigError(
+            f"the backend's {function!r} cannot be found by another process; accepted is a function of a"
+            " module that can be imported"
+        )
+    return f"{module}:{name}"
+
+
+def _named(name: str) -> Callable[..., Any]:
+    module, function = name.split(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
 
 
 class AddRequest(msgspec.Struct, tag=True):

@@ -78,7 +78,8 @@ class ModelRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How an engine gets its model and its device. Picklable: both are module-level functions."""
+    """How an engine gets its model and its device. Both are functions of modules, which another process
+    finds by name."""
 
     describe: Callable[[EngineConfig], ModelInfo]
     create_runner: Callable[[EngineConfig, ModelInfo], ModelRunner]

@@ -154,6 +154,21 @@ def test_frameworks_stay_in_their_backend(pattern: str, forbidden: tuple[str, ..
     assert not offenders(pattern, forbidden), f"{pattern} must not import {', '.join(forbidden)}"
 
 
+PICKLERS = ("pickle", "marshal", "shelve", "copyreg", "multiprocessing", "cloudpickle", "dill", "joblib")
+PICKLING = ("send_pyobj", "recv_pyobj", "broadcast_object_list", "all_gather_object", "allow_pickle")
+
+
+def test_nothing_that_could_run_code_is_read_from_a_file_or_a_process() -> None:
+    """No pickle, under any of its names; weights that torch.load would read are refused, not loaded."""
+    bad = [each for pattern in EVERYTHING for each in offenders(pattern, PICKLERS)]
+    for path in paths(*EVERYTHING):
+        for node in ast.walk(tree(path)):
+            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "arg", None)
+            if name in PICKLING or (isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"):
+                bad.append(f"{path}: {name}")
+    assert not bad
+
+
 # What is loaded, in a fresh interpreter
 
 PROBE = """

@@ -1,26 +1,27 @@
 """The main function of another rank's process: run every step that rank 0 runs, until it hangs up."""
 
 import os
+import socket
 import sys
-from multiprocessing.connection import Connection
-from typing import cast
 
-from .ranked_runner import Assignment, join
+from .rank_wire import Assignment, Step, Wire
+from .ranked_runner import join
 from .start import build_rank
 
 
 def main() -> None:
-    """The connection to rank 0 is the file descriptor in argv[1]."""
-    connection = Connection(int(sys.argv[1]))
-    assignment = cast(Assignment, connection.recv())
+    """The socket to rank 0 is the file descriptor in argv[1]."""
+    wire = Wire(socket.socket(fileno=int(sys.argv[1])))
+    assignment = wire.receive()
+    assert isinstance(assignment, Assignment)
     join(assignment.ranks, assignment.on_gpu, assignment.meeting)
     runner = build_rank(assignment.config, assignment.info, assignment.ranks, assignment.on_gpu)
     while True:
         try:
-            message = connection.recv()
+            message = wire.receive()
         except EOFError:
             os._exit(0)  # at once: a collective may be waiting for rank 0, which is gone
-        if message == "warmup":
-            runner.warmup()
+        if isinstance(message, Step):
+            runner.forward(message.batches)
         else:
-            runner.forward(message)
+            runner.warmup()

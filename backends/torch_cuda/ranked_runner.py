@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -24,23 +23,13 @@ from ...engine.batch import ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.errors import EngineDeadError
 from ...engine.runner import ModelInfo
+from .rank_wire import Assignment, Message, Step, Warmup, Wire
 from .ranks import Ranks
 from .runner import Launched, TorchRunner
 
 _CLOSE_TIMEOUT = 5.0  # seconds that a rank has to end by itself
 _GLANCE = 0.2  # seconds between looks at the other ranks while starting
 _GRACE = 5.0  # seconds in which a collective should notice that a rank is gone
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What another rank needs to start."""
-
-    config: EngineConfig
-    info: ModelInfo
-    ranks: Ranks
-    on_gpu: bool
-    meeting: str  # file through which the ranks find each other
 
 
 class RankedRunner:
@@ -56,7 +45,8 @@ class RankedRunner:
         ranks = Ranks(0, config.tp_size)
         try:
             for rank in range(1, ranks.size):
-                assignment = Assignment(config, info, replace(ranks, rank=rank), on_gpu, meeting)
+                told = replace(info, choices=())  # for people; rank 0 prints them
+                assignment = Assignment(config, told, replace(ranks, rank=rank), on_gpu, meeting)
                 self._others.append(_Rank(assignment))
             with self._all_needed():
                 join(ranks, on_gpu, meeting)
@@ -71,13 +61,13 @@ class RankedRunner:
 
     def warmup(self) -> None:
         """Compile and capture on every rank."""
-        self._send("warmup")
+        self._send(Warmup())
         with self._all_needed():
             self._own.warmup()
 
     def forward(self, batches: Sequence[ScheduleBatch | None]) -> "_Watched":
         """Launch a step on every rank. Raises EngineDeadError if one has ended."""
-        self._send([replace(batch, rows=(), sampled=()) for batch in batches if batch is not None])
+        self._send(Step([replace(batch, rows=(), sampled=()) for batch in batches if batch is not None]))
         return _Watched(self._own.forward(batches), self._check)
 
     def close(self) -> None:
@@ -91,10 +81,10 @@ class RankedRunner:
             dist.destroy_process_group()
         self._folder.cleanup()
 
-    def _send(self, message: list[ScheduleBatch] | str) -> None:
+    def _send(self, message: Message) -> None:
         self._check()
         for each in self._others:
-            each.connection.send(message)
+            each.wire.send(message)
 
     @contextmanager
     def _all_needed(self) -> Iterator[None]:
@@ -155,12 +145,12 @@ class _Rank:
                 pass_fds=(theirs.fileno(),),
             )
         self.number = assignment.ranks.rank
-        self.connection = Connection(ours.detach())
-        self.connection.send(assignment)
+        self.wire = Wire(ours)
+        self.wire.send(assignment)
 
     def close(self) -> None:
         """Hang up, which ends the process."""
-        self.connection.close()
+        self.wire.socket.close()
         try:
             self.process.wait(_CLOSE_TIMEOUT)
         except subprocess.TimeoutExpired:
