@@ -23,10 +23,11 @@ class Choice(NamedTuple):
     reason: str
 
 
-def option(default: Any, help: str, *aliases: str) -> Any:
+def option(default: Any, help: str, *aliases: str, secret: bool = False) -> Any:
     """A dataclass field that becomes a command line flag; `help` is what the flag tells, `aliases` are
-    other flags for it."""
-    return field(default=default, metadata={"help": help, "aliases": aliases})
+    other flags for it. What is `secret` is left out where options are shown."""
+    metadata = {"help": help, "aliases": aliases, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,5 +79,6 @@ class OutputState:
             matched_stop=matched,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._num_cached_tokens,
+            queue_seconds=output.queue_seconds,
             error=output.error,
         )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .request import FinishReason, TokenLogprobs
+from .request import FinishReason, Request, TokenLogprobs
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,7 +16,22 @@ class TokenOutput:
     matched_stop: int | str | None = None  # the token id or string that ended it
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    queue_seconds: float = 0.0  # from arrival to when it was first admitted
     error: str | None = None  # with FinishReason.ERROR
+
+    @classmethod
+    def of(cls, request: Request, token_ids: list[int], error: str | None = None) -> "TokenOutput":
+        """What `token_ids` add to `request`, as it now stands; none of them tell only of its end."""
+        return cls(
+            request_id=request.id,
+            token_ids=token_ids,
+            finish_reason=request.finish_reason,
+            matched_stop=request.matched_stop,
+            num_prompt_tokens=len(request.prompt_ids),
+            num_cached_tokens=request.num_cached_tokens,
+            queue_seconds=request.queue_seconds,
+            error=error,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,4 +52,5 @@ class RequestOutput:
     matched_stop: int | str | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    queue_seconds: float = 0.0
     error: str | None = None

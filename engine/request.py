@@ -188,6 +188,7 @@ class Request:
     num_computed_tokens: int = 0
     num_in_flight: int = 0  # tokens sampled on the device and not yet seen by the host
     num_cached_tokens: int = 0  # prefix found in the cache when first admitted
+    queue_seconds: float = 0.0  # from arrival to when it was first admitted
     num_preemptions: int = 0
     turn: int = -1  # place in order of arrival; -1 until it is queued
     output_limit: int = 0  # output tokens that it may reach

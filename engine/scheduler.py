@@ -13,6 +13,7 @@ of all can take from everybody: so it always moves on, and with it, in the end, 
 """
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -108,7 +109,7 @@ class Scheduler:
             found = [each for each in self.requests.values() if each.parent_id == request_id]
         for request in found:
             self._finish(request, FinishReason.ABORT)
-            self.outputs.append(_last_output(request))
+            self.outputs.append(TokenOutput.of(request, []))
         return bool(found)
 
     def fail(self, requests: Iterable[Request], error: str) -> None:
@@ -126,7 +127,7 @@ class Scheduler:
         self.counters.integrity_violations += 1
         for request in list(self.requests.values()):
             request.status, request.finish_reason = RequestStatus.FINISHED, FinishReason.ERROR
-            self.outputs.append(_last_output(request, error))
+            self.outputs.append(TokenOutput.of(request, [], error))
         self.counters.errors += len(self.requests)
         for queue in (self.requests, self.prefilling, self.decoding):
             queue.clear()
@@ -286,6 +287,7 @@ class Scheduler:
         _add_pages(request, match.pages)
         if not request.num_preemptions:
             request.num_cached_tokens = start
+            request.queue_seconds = time.monotonic() - request.arrival_time
             self.counters.prompt_tokens += request.num_prompt_tokens
             self.counters.cached_tokens += start
         self._plan_chunk(request, plan)
@@ -323,14 +325,7 @@ class Scheduler:
                 self._finish(request, FinishReason.STOP)
             elif len(output_ids) >= request.output_limit:
                 self._finish(request, FinishReason.LENGTH)
-            output = TokenOutput(
-                request_id=request.id,
-                token_ids=[token],
-                finish_reason=request.finish_reason,
-                matched_stop=request.matched_stop,
-                num_prompt_tokens=len(request.prompt_ids),
-                num_cached_tokens=request.num_cached_tokens,
-            )
+            output = TokenOutput.of(request, [token])
             if with_logprobs and request.params.logprobs is not None:
                 output.logprobs = [_logprobs(tokens, index, request.params.logprobs)]
             outputs.append(output)
@@ -414,7 +409,7 @@ class Scheduler:
 
     def _end_with_error(self, request: Request, error: str) -> None:
         self._finish(request, FinishReason.ERROR, keep_pages=False)
-        self.outputs.append(_last_output(request, error))
+        self.outputs.append(TokenOutput.of(request, [], error))
 
     # ---- when pages are short ----
 
@@ -473,18 +468,6 @@ def _add_pages(request: Request, pages: list[int]) -> None:
     if pages:
         request.pages += pages
         request.page_ids = np.concatenate((request.page_ids, np.array(pages, np.int32)))
-
-
-def _last_output(request: Request, error: str | None = None) -> TokenOutput:
-    """The end of a request that no sampled token brought."""
-    return TokenOutput(
-        request_id=request.id,
-        token_ids=[],
-        finish_reason=request.finish_reason,
-        num_prompt_tokens=len(request.prompt_ids),
-        num_cached_tokens=request.num_cached_tokens,
-        error=error,
-    )
 
 
 def _logprobs(tokens: StepTokens, index: int, num_top: int) -> TokenLogprobs:

@@ -10,11 +10,13 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from .body import read_body
+from .errors import ForbiddenError
 from .openai_common import check_model, need_tokenizer
 from .protocol.native import AbortBody, DetokenizeBody, TokenizeBody
 from .responses import json_response
 from .state import Server
 from .templates import chat_ids
+from .visit import current_visit
 
 
 def add_model_routes(app: FastAPI, server: Server) -> None:
@@ -95,7 +97,21 @@ def add_admin_routes(app: FastAPI, server: Server) -> None:
         body = await read_body(request, AbortBody, server.options.max_body_bytes)
         if bool(body.rid) == body.abort_all:
             raise RequestError("accepted is one of rid and abort_all true, and exactly one of them", "rid")
-        return json_response({"aborted": await server.llm.abort(None if body.abort_all else body.rid)})
+        rid = None if body.abort_all else body.rid
+        if not _may_abort(server, rid):
+            return json_response({"aborted": 0})  # as if it were not there
+        return json_response({"aborted": await server.llm.abort(rid)})
+
+
+def _may_abort(server: Server, rid: str | None) -> bool:
+    """Whether the caller may end that request; where there is an admin key, only with it or if it is the
+    caller's own. Raises ForbiddenError for all requests at once, which None stands for."""
+    key, admin = current_visit().key, server.options.keys.admin
+    if admin is None or key == admin:
+        return True
+    if rid is None:
+        raise ForbiddenError("abort_all is true, which needs the server's admin key; accepted is a rid")
+    return rid in server.visits and server.visits[rid].key == key
 
 
 async def _token_ids(server: Server, body: TokenizeBody) -> list[int]:
@@ -130,7 +146,7 @@ def _server_info(server: Server) -> dict[str, Any]:
     stats = dataclasses.asdict(llm.stats)
     return {
         **dataclasses.asdict(llm.config),
-        "server": dataclasses.asdict(server.options),
+        "server": server.options.shown(),
         "model": llm.info.name,
         "capacity": dataclasses.asdict(llm.capacity),
         "choices": [

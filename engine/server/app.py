@@ -1,14 +1,17 @@
 """The HTTP application: routes over a started AsyncLLM."""
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from ..async_llm import AsyncLLM
 from .admin import add_admin_routes, add_model_routes
 from .chat import add_chat_routes
 from .completions import add_completion_routes
+from .door import Door
 from .errors import add_error_handlers
 from .gate import Gate
 from .health import add_health_routes
+from .journal import Journal
 from .native import add_generate_route
 from .options import ServerOptions
 from .state import Server
@@ -20,7 +23,10 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     # Bodies are read and checked by our own code (body.py), so a generated schema would show none.
     app = FastAPI(title="radixmesh", openapi_url=None, redirect_slashes=False)
     app.state.server = server
-    app.add_middleware(Gate, metrics=server.metrics)
+    app.add_middleware(Door, options=options)
+    app.add_middleware(Gate, metrics=server.metrics, journal=Journal(options.access_log))
+    if origins := options.cors_allow_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     add_error_handlers(app)
     add_completion_routes(app, server)
     add_chat_routes(app, server)

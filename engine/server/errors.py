@@ -1,6 +1,7 @@
 """Errors as clients see them: OpenAI's error object, one sentence each, never a traceback."""
 
 import logging
+import math
 from typing import Any
 
 import msgspec
@@ -20,6 +21,42 @@ class ModelNotFoundError(RequestError):
     """The request names a model that this server does not serve."""
 
     status = 404
+
+
+class UnauthorizedError(RequestError):
+    """The request brings no key, or none that is known."""
+
+    status = 401
+    headers = {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(RequestError):
+    """The key is known, and may not do this."""
+
+    status = 403
+
+
+class RateLimitError(RequestError):
+    """A key has used what it may; `headers` say when to come again."""
+
+    status = 429
+
+    def __init__(self, message: str, wait: float) -> None:
+        super().__init__(f"{message}; try again in {math.ceil(wait)} s")
+        self.headers = {"Retry-After": str(math.ceil(wait))}
+
+
+class HeadersTooLargeError(RequestError):
+    """The request's headers are over `max_header_bytes`."""
+
+    status = 431
+
+
+class BodyTimeoutError(RequestError):
+    """The request's body did not come within `receive_timeout`."""
+
+    status = 408
+    headers = {"Connection": "close"}
 
 
 class BodyTooLargeError(RequestError):
@@ -46,6 +83,11 @@ class ClientGoneError(Exception):
 
 # exception class -> (type, code), the first that fits
 _KINDS: tuple[tuple[type[Exception], str, str | None], ...] = (
+    (RateLimitError, "rate_limit_error", "rate_limit_exceeded"),
+    (UnauthorizedError, "authentication_error", "invalid_api_key"),
+    (ForbiddenError, "permission_error", "admin_key_needed"),
+    (HeadersTooLargeError, "invalid_request_error", "headers_too_large"),
+    (BodyTimeoutError, "timeout_error", "body_timeout"),
     (QueueFullError, "rate_limit_error", "queue_full"),
     (NotServingError, "service_unavailable_error", "not_serving"),
     (ModelNotFoundError, "invalid_request_error", "model_not_found"),
@@ -77,8 +119,7 @@ def error_response(error: BaseException) -> Response:
         return Response(status_code=CLIENT_GONE)
     status, body = describe(error)
     headers = {"Retry-After": RETRY_AFTER} if status in (429, 503) else {}
-    if isinstance(error, HTTPException) and error.headers:
-        headers |= dict(error.headers)
+    headers |= dict(getattr(error, "headers", None) or {})
     data = msgspec.json.encode(body)
     return Response(data, status, headers, media_type="application/json")
 

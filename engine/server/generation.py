@@ -13,6 +13,7 @@ from ..outputs import RequestOutput
 from ..request import FinishReason, SamplingParams
 from .errors import ClientGoneError, GenerationError, RequestTimeoutError
 from .state import Server
+from .visit import current_visit
 
 T = TypeVar("T")
 
@@ -51,6 +52,7 @@ async def outputs(server: Server, job: Job) -> AsyncGenerator[tuple[int, Request
             f"the request asks for {job.num_sequences} sequences, all prompts and n together;"
             f" at most {most} are accepted"
         )
+    current_visit().admit(job.id, job.prompts)
     streams = [_one(server, job, index) for index in range(len(job.prompts))]
     merged = streams[0] if len(streams) == 1 else _merge(streams)
     async with aclosing(merged):
@@ -59,11 +61,12 @@ async def outputs(server: Server, job: Job) -> AsyncGenerator[tuple[int, Request
 
 
 async def _one(server: Server, job: Job, index: int) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-    clock = server.metrics.clock()
+    clock, visit, name = server.metrics.clock(), current_visit(), job.prompt_id(index)
+    is_new = server.visits.setdefault(name, visit) is visit
     stream = server.llm.generate(
         job.prompts[index],
         job.params[index],
-        request_id=job.prompt_id(index),
+        request_id=name,
         priority=job.priority,
         extra_key=job.extra_key,
     )
@@ -71,11 +74,16 @@ async def _one(server: Server, job: Job, index: int) -> AsyncGenerator[tuple[int
         async with aclosing(cast(AsyncGenerator[RequestOutput, None], stream)):
             async for output in stream:
                 clock.saw(output)
+                visit.saw(index, output)
                 if output.finish_reason is FinishReason.ERROR:
                     raise GenerationError(output.error or "the engine could not finish this request")
                 yield index, output
     except RequestError as error:
+        visit.refused(index)
         raise _in_clients_words(error, job) from None
+    finally:
+        if is_new:
+            del server.visits[name]
 
 
 def _in_clients_words(error: RequestError, job: Job) -> RequestError:

@@ -1,12 +1,15 @@
 """Every option of the HTTP server; the command line is generated from it, as from EngineConfig."""
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 from ..config import option
 from ..errors import ConfigError
+from .keys import KeyRing, read_keys
 
 ToolCallParser = Literal[
     "auto",
@@ -22,6 +25,7 @@ ToolCallParser = Literal[
     "deepseekv31",
     "gpt-oss",
 ]
+_ORIGIN = re.compile(r"\*|https?://[^/\s@]+", re.ASCII)  # what browsers send: no path, no user
 ReasoningParser = Literal["auto", "none", "deepseek-r1", "qwen3", "gpt-oss"]
 
 
@@ -34,7 +38,30 @@ class ServerOptions:
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for every network")
     port: int = option(30000, "port to listen on; 0 takes a free one")
+    api_key: tuple[str, ...] = option(
+        (), "key that callers must have; may be given several times; others can read it in the process list",
+        secret=True,
+    )  # fmt: skip
+    api_key_file: str | None = option(
+        None, "file of such keys, one on each line, with a name after it for logs; default: no file"
+    )
+    admin_api_key: str | None = option(
+        None, "key for what changes the server's state; default: as for any request", secret=True
+    )
+    rate_limit_requests: int | None = option(
+        None, "requests that each key may make in a minute, more get 429; default: no limit"
+    )
+    rate_limit_tokens: int | None = option(
+        None, "tokens, of prompts and outputs, that each key may use in a minute; default: no limit"
+    )
+    cors_allow_origins: tuple[str, ...] = option(
+        (), "origin whose pages may call from a browser, or *; may be given several times"
+    )
     max_body_bytes: int = option(32 * 2**20, "largest request body; longer ones are refused with 413")
+    max_header_bytes: int = option(16 * 2**10, "most bytes of a request's first line and headers")
+    receive_timeout: float = option(
+        60.0, "seconds that a client may take to send its headers, and then its body"
+    )
     request_timeout: float | None = option(
         None, "seconds that a request may take, waiting included; default: no limit"
     )
@@ -49,7 +76,8 @@ class ServerOptions:
         30.0, "seconds without a sign of life from the engine after which /health is red"
     )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what the server logs")
-    access_log: bool = option(False, "log a line for each HTTP request")
+    log_format: Literal["text", "json"] = option("text", "how lines of the log are written")
+    access_log: bool = option(True, "log a line for each HTTP request; never prompts, answers or keys")
 
     def __post_init__(self) -> None:
         if not self.host:
@@ -60,9 +88,34 @@ class ServerOptions:
             _check("request_timeout", self.request_timeout, 0.001, math.inf)
         _check("drain_timeout", self.drain_timeout, 0, math.inf)
         _check("heartbeat_timeout", self.heartbeat_timeout, 1, math.inf)
+        _check("max_header_bytes", self.max_header_bytes, 256, 2**20, integer=True)
+        _check("receive_timeout", self.receive_timeout, 0.1, math.inf)
+        for name in ("rate_limit_requests", "rate_limit_tokens"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), 1, math.inf, integer=True)
+        for origin in self.cors_allow_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"cors_allow_origins is {origin!r}; accepted are * and origins such as"
+                    " https://example.com:8443"
+                )
+        _ = self.keys  # whatever is wrong with them is told before the model loads
+        _check_choice("log_format", self.log_format, ("text", "json"))
         _check_choice("log_level", self.log_level, ("debug", "info", "warning", "error"))
         _check_choice("tool_call_parser", self.tool_call_parser, get_args(ToolCallParser))
         _check_choice("reasoning_parser", self.reasoning_parser, get_args(ReasoningParser))
+
+    @cached_property
+    def keys(self) -> KeyRing:
+        """Every key that the options name. Raises ConfigError."""
+        return read_keys(self.api_key, self.api_key_file, self.admin_api_key)
+
+    def shown(self) -> dict[str, Any]:
+        """The options by name; of a secret only whether there is one."""
+        return {
+            each.name: bool(getattr(self, each.name)) if each.metadata["secret"] else getattr(self, each.name)
+            for each in fields(self)
+        }
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ engine    its end fails open requests, turns /health red, and ends the server wi
 """
 
 import asyncio
-import logging
 import signal
 import socket
 import sys
@@ -24,6 +23,8 @@ from ..errors import ConfigError
 from ..runner import Backend
 from ..startup import print_choices
 from .app import create_app
+from .connection import connection_class
+from .journal import configure_logging
 from .options import ServerOptions
 from .state import Server
 
@@ -39,7 +40,7 @@ def serve(config: EngineConfig, options: ServerOptions, backend: Backend) -> int
 
     Raises ConfigError when the address cannot be bound, and what the engine's start raises.
     """
-    logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s: %(message)s")
+    configure_logging(options)
     with bind(options) as listener:
         return asyncio.run(_serve(config, options, backend, listener))
 
@@ -110,8 +111,11 @@ async def _run(
     server = _Uvicorn(
         uvicorn.Config(
             app,
-            log_level=options.log_level,
-            access_log=options.access_log,
+            http=connection_class(options.receive_timeout),
+            ws="none",
+            h11_max_incomplete_event_size=options.max_header_bytes,
+            log_config=None,
+            access_log=False,
             lifespan="off",
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=_GOODBYE,

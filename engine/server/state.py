@@ -8,6 +8,7 @@ from .formats import Formats, choose_formats
 from .logprobs import TokenTexts
 from .metrics import Metrics
 from .options import ServerOptions
+from .visit import Visit
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class Server:
     options: ServerOptions
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
+    visits: dict[str, Visit] = field(default_factory=dict)  # open requests by the engine's ids
     texts: TokenTexts = field(init=False)
     formats: Formats = field(init=False)
 

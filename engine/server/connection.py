@@ -1,0 +1,75 @@
+"""HTTP/1.1 connections whose client must say what it wants in time, and hears of its mistakes in JSON."""
+
+import asyncio
+import sys
+from typing import Any
+
+import h11
+import msgspec
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+def connection_class(timeout: float) -> type[H11Protocol]:
+    """uvicorn's protocol, with a bound of `timeout` seconds from the first byte of a request (of the first
+    one, from the connection's begin) to the end of its headers: neither h11 nor uvicorn has one.
+    """
+
+    class Connection(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is None or self.cycle.response_complete:  # headers, or a body that nobody reads
+                self._wait()
+            else:
+                self._stop_waiting()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            error = sys.exception()
+            status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+            told = "its headers are too large" if status == 431 else str(error or msg)
+            self._refuse(status, f"the request is not valid HTTP/1.1: {told}")
+
+        def _wait(self) -> None:
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(timeout, self._late)
+
+        def _stop_waiting(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _late(self) -> None:
+            if not self.transport.is_closing():
+                self._refuse(408, f"the request did not come within receive_timeout, {timeout:g} s")
+
+        def _refuse(self, status: int, message: str) -> None:
+            """Say why and hang up; only hang up where an answer was given already."""
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.write(_answer(status, message))
+            self.transport.close()
+
+    return Connection
+
+
+def _answer(status: int, message: str) -> bytes:
+    fields: dict[str, Any] = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+    body = msgspec.json.encode({"error": fields})
+    head = (
+        f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        "connection: close\r\n\r\n"
+    )
+    return head.encode() + body
