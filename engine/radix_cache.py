@@ -38,7 +38,7 @@ class RadixNode:
         self.pages = pages
         self.parent = parent
         self.key = b""  # under which the parent knows this node
-        self.children: dict[bytes, RadixNode] = {}
+        self.children: dict[bytes, RadixNode] = {}  # in order of their last use, the latest at the end
         self.lock_count = 0
         self.last_used = 0
         self.hits = 0  # how many requests found it here
@@ -73,7 +73,7 @@ class RadixCache:
         self.page_size = page_size
         self.enabled = enabled
         self._lfu = eviction_policy == "lfu"
-        self._clock = 0
+        self.clock = 0  # uses so far
         self.reset()
 
     def reset(self) -> None:
@@ -220,11 +220,13 @@ class RadixCache:
 
     def _use(self, node: RadixNode) -> list[RadixNode]:
         """Mark the path to `node` as used now; return it, topmost first, without the root."""
-        self._clock += 1
+        self.clock += 1
         path = []
         each = node
         while each.parent is not None:
-            each.last_used = self._clock
+            each.last_used = self.clock
+            siblings = each.parent.children
+            siblings[each.key] = siblings.pop(each.key)  # to the end
             path.append(each)
             each = each.parent
         path.reverse()
@@ -261,6 +263,8 @@ class RadixCache:
         while stack:
             node = stack.pop()
             locks = sum(child.lock_count for child in node.children.values())
+            uses = [child.last_used for child in node.children.values()]
+            _require(uses == sorted(uses), f"the children of node {node.serial} are out of order")
             _require(node.lock_count >= locks, f"node {node.serial} has fewer locks than its children")
             for key, child in node.children.items():
                 first = child.tokens[: self.page_size].tobytes()
