@@ -9,11 +9,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from ..errors import RequestError
-from .body import read_body
 from .errors import ForbiddenError
 from .openai_common import check_model, need_tokenizer
 from .protocol.native import AbortBody, DetokenizeBody, TokenizeBody
 from .responses import json_response
+from .routes import post
 from .state import Server
 from .templates import chat_ids
 from .visit import current_visit
@@ -30,7 +30,6 @@ def add_model_routes(app: FastAPI, server: Server) -> None:
         "parent": None,
         "max_model_len": server.llm.info.context_length,
     }
-    limit = server.options.max_body_bytes
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -41,19 +40,15 @@ def add_model_routes(app: FastAPI, server: Server) -> None:
         check_model(server, name)
         return json_response(card)
 
-    @app.post("/tokenize")
-    @app.post("/v1/tokenize")
-    async def tokenize(request: Request) -> Response:
-        body = await read_body(request, TokenizeBody, limit)
+    @post(app, server, "/tokenize", "/v1/tokenize", body=TokenizeBody)
+    async def tokenize(request: Request, body: TokenizeBody) -> Response:
         check_model(server, body.model)
         ids = await _token_ids(server, body)
         most = server.llm.info.context_length
         return json_response({"tokens": ids, "count": len(ids), "max_model_len": most})
 
-    @app.post("/detokenize")
-    @app.post("/v1/detokenize")
-    async def detokenize(request: Request) -> Response:
-        body = await read_body(request, DetokenizeBody, limit)
+    @post(app, server, "/detokenize", "/v1/detokenize", body=DetokenizeBody)
+    async def detokenize(request: Request, body: DetokenizeBody) -> Response:
         check_model(server, body.model)
         _check_ids(server, body.tokens)
         tokenizer = need_tokenizer(server, "tokens")
@@ -86,15 +81,15 @@ def add_admin_routes(app: FastAPI, server: Server) -> None:
             }
         )
 
-    @app.api_route("/flush_cache", methods=["GET", "POST"])
+    @app.get("/flush_cache")
+    @app.post("/flush_cache")
     async def flush_cache() -> Response:
         if not await server.llm.flush_cache():
             raise RequestError("the cache was not flushed, for requests are running or waiting", status=409)
         return json_response({"success": True, "message": "the cache was flushed"})
 
-    @app.post("/abort_request")
-    async def abort_request(request: Request) -> Response:
-        body = await read_body(request, AbortBody, server.options.max_body_bytes)
+    @post(app, server, "/abort_request", body=AbortBody)
+    async def abort_request(request: Request, body: AbortBody) -> Response:
         if bool(body.rid) == body.abort_all:
             raise RequestError("accepted is one of rid and abort_all true, and exactly one of them", "rid")
         rid = None if body.abort_all else body.rid

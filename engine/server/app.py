@@ -1,5 +1,7 @@
 """The HTTP application: routes over a started AsyncLLM."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
@@ -13,6 +15,7 @@ from .gate import Gate
 from .health import add_health_routes
 from .journal import Journal
 from .native import add_generate_route
+from .openapi import ERRORS, document
 from .options import ServerOptions
 from .state import Server
 
@@ -20,9 +23,12 @@ from .state import Server
 def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     """The application over a started `llm`, which the caller closes. Its Server is `app.state.server`."""
     server = Server(llm, options)
-    # Bodies are read and checked by our own code (body.py), so a generated schema would show none.
-    app = FastAPI(title="radixmesh", openapi_url=None, redirect_slashes=False)
+    # No pages of FastAPI's: they load scripts from elsewhere.
+    pages: dict[str, Any] = {"docs_url": None, "redoc_url": None}
+    app = FastAPI(title="radixmesh", version="1", redirect_slashes=False, responses=ERRORS, **pages)
+    app.openapi = lambda: document(app, app.state.bodies)  # type: ignore[method-assign]
     app.state.server = server
+    app.state.bodies = []  # that the routes take, as post() adds them
     app.add_middleware(Door, options=options)
     app.add_middleware(Gate, metrics=server.metrics, journal=Journal(options.access_log))
     if origins := options.cors_allow_origins:

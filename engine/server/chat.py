@@ -11,7 +11,6 @@ from fastapi.responses import Response
 from ..errors import RequestError
 from ..outputs import RequestOutput
 from ..text.tools.format import Tools
-from .body import read_body
 from .chat_options import chat_tools, chat_variables, shows_marks
 from .generation import Job, collect, outputs
 from .logprobs import chat_logprobs
@@ -20,6 +19,7 @@ from .openai_common import check_model, head, matched_stop, need_tokenizer, new_
 from .protocol.openai import ChatBody
 from .protocol.sampling import cache_key, read_stream_options, sampling_params
 from .responses import json_response
+from .routes import post
 from .state import Server
 from .streaming import DONE, EventStream, event
 from .templates import chat_ids
@@ -31,9 +31,8 @@ _PROMPT_END = 16  # tokens in which a template may have begun or ended the model
 def add_chat_routes(app: FastAPI, server: Server) -> None:
     """Add /v1/chat/completions to `app`."""
 
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await read_body(request, ChatBody, server.options.max_body_bytes)
+    @post(app, server, "/v1/chat/completions", body=ChatBody)
+    async def chat(request: Request, body: ChatBody) -> Response:
         check_model(server, body.model)
         options = read_stream_options(body)
         tools, schemas = chat_tools(server, body)

@@ -9,13 +9,13 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from ..outputs import RequestOutput
-from .body import read_body
 from .generation import Job, collect, outputs
 from .logprobs import completion_logprobs
 from .openai_common import check_model, finish_reason, head, matched_stop, need_tokenizer, new_id, usage
 from .protocol.openai import CompletionBody
 from .protocol.sampling import cache_key, read_stream_options, sampling_params
 from .responses import json_response
+from .routes import post
 from .state import Server
 from .streaming import DONE, EventStream, event
 
@@ -25,9 +25,8 @@ KIND = "text_completion"
 def add_completion_routes(app: FastAPI, server: Server) -> None:
     """Add /v1/completions to `app`."""
 
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        body = await read_body(request, CompletionBody, server.options.max_body_bytes)
+    @post(app, server, "/v1/completions", body=CompletionBody)
+    async def completions(request: Request, body: CompletionBody) -> Response:
         check_model(server, body.model)
         options = read_stream_options(body)
         job = _job(server, body)

@@ -4,7 +4,7 @@ import asyncio
 import uuid
 
 from fastapi import FastAPI
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from ..errors import NotServingError
 from ..request import SamplingParams
@@ -29,7 +29,7 @@ def add_health_routes(app: FastAPI, server: Server) -> None:
             await _probe(server)
         return _health(server)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -13,13 +13,13 @@ from fastapi.responses import Response
 from ..errors import RequestError
 from ..outputs import RequestOutput
 from ..request import FinishReason, SamplingParams
-from .body import read_body
 from .generation import Job, collect, outputs
 from .logprobs import native_logprobs
 from .openai_common import need_tokenizer
 from .protocol.native import GenerateBody, read_sampling
 from .protocol.openai import read_prompts
 from .responses import json_response
+from .routes import post
 from .state import Server
 from .streaming import DONE, EventStream, event
 
@@ -29,9 +29,8 @@ T = TypeVar("T")
 def add_generate_route(app: FastAPI, server: Server) -> None:
     """Add /generate to `app`."""
 
-    @app.api_route("/generate", methods=["POST", "PUT"])
-    async def generate(request: Request) -> Response:
-        body = await read_body(request, GenerateBody, server.options.max_body_bytes)
+    @post(app, server, "/generate", body=GenerateBody, methods=("POST", "PUT"))
+    async def generate(request: Request, body: GenerateBody) -> Response:
         answer = _Answer(server, body)
         if body.stream:
             return EventStream(server, answer.events())

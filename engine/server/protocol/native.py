@@ -1,15 +1,16 @@
 """Bodies of SGLang's routes: /generate, /tokenize, /detokenize, /abort_request."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from ...errors import RequestError
 from ...request import SamplingParams
 from .base import Body, Float, Int, Priority, parse
-from .openai import read_prompts
+from .openai import IdsInput, Message, read_prompts
 from .sampling import LogitBias, StopStrings
+from .schema import Checked
 
 # fields of /generate that are one value or a list -> its type, and what an error calls it
 _ONE_OR_MANY: dict[str, tuple[type, str]] = {
@@ -21,12 +22,48 @@ _ONE_OR_MANY: dict[str, tuple[type, str]] = {
 }
 
 
+class GenerateSampling(Body):
+    """`sampling_params` of /generate, in SGLang's names."""
+
+    max_new_tokens: Int = 128
+    min_new_tokens: Int = 0
+    temperature: Float | None = None
+    top_k: Int | None = None
+    top_p: Float | None = None
+    min_p: Float | None = None
+    frequency_penalty: Float = 0.0
+    presence_penalty: Float = 0.0
+    repetition_penalty: Float | None = None
+    logit_bias: LogitBias = Field(default_factory=dict)
+    sampling_seed: Int | None = None
+    stop: StopStrings = Field(default_factory=list)
+    stop_token_ids: list[Int] = Field(default_factory=list)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    n: Int = 1
+
+    # how often SGLang's scheduler sends; every step is sent here, which a client sees sooner
+    without_effect: ClassVar[frozenset[str]] = frozenset({"stream_interval"})
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "json_schema": (),
+        "regex": (),
+        "ebnf": (),
+        "structural_tag": (),
+        "stop_regex": ([], ""),
+        "spaces_between_special_tokens": (True,),
+        "custom_params": ({},),
+    }
+
+
 class GenerateBody(Body):
     """Body of /generate: `text` or `input_ids`, one or a list."""
 
     text: str | list[str] | None = None
     input_ids: list[Any] | None = None
-    sampling_params: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    sampling_params: Annotated[dict[str, Any] | list[dict[str, Any]], Checked((GenerateSampling,))] = Field(
+        default_factory=dict
+    )
     stream: bool = False
     return_logprob: bool | list[bool] = False
     top_logprobs_num: Int | list[Int] = 0
@@ -64,47 +101,13 @@ class GenerateBody(Body):
             raise ValueError(f"{name}, or a list of such, one for each prompt")
         return value
 
-    @field_validator("input_ids", mode="before")
+    @field_validator("input_ids", mode="before", json_schema_input_type=IdsInput)
     @classmethod
     def _ids(cls, value: object) -> object:
         prompts = read_prompts(value)
         if isinstance(prompts[0], str):
             raise ValueError("a list of token ids, or a list of such lists")
         return value
-
-
-class GenerateSampling(Body):
-    """`sampling_params` of /generate, in SGLang's names."""
-
-    max_new_tokens: Int = 128
-    min_new_tokens: Int = 0
-    temperature: Float | None = None
-    top_k: Int | None = None
-    top_p: Float | None = None
-    min_p: Float | None = None
-    frequency_penalty: Float = 0.0
-    presence_penalty: Float = 0.0
-    repetition_penalty: Float | None = None
-    logit_bias: LogitBias = Field(default_factory=dict)
-    sampling_seed: Int | None = None
-    stop: StopStrings = Field(default_factory=list)
-    stop_token_ids: list[Int] = Field(default_factory=list)
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    no_stop_trim: bool = False
-    n: Int = 1
-
-    # how often SGLang's scheduler sends; every step is sent here, which a client sees sooner
-    without_effect: ClassVar[frozenset[str]] = frozenset({"stream_interval"})
-    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "json_schema": (),
-        "regex": (),
-        "ebnf": (),
-        "structural_tag": (),
-        "stop_regex": ([], ""),
-        "spaces_between_special_tokens": (True,),
-        "custom_params": ({},),
-    }
 
 
 def read_sampling(
@@ -130,7 +133,7 @@ class TokenizeBody(Body):
     """Body of /tokenize: `prompt` or `messages`."""
 
     prompt: str | None = None
-    messages: list[Any] | None = Field(default=None, min_length=1)
+    messages: Annotated[list[Any] | None, Checked((Message,)), Field(min_length=1)] = None
     model: str = "default"
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True

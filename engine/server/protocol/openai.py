@@ -9,7 +9,8 @@ from ...errors import RequestError
 from ...request import MAX_TOP_LOGPROBS
 from .base import Body, Int, parse, shorten
 from .sampling import SamplingBody
-from .tools import read_tool_call
+from .schema import Checked
+from .tools import Tool, ToolCall, read_tool_call
 
 # Labels for accounting, and hints to OpenAI's own machines: none reaches the model.
 _LABELS = frozenset(
@@ -42,6 +43,9 @@ _EXTENSIONS: dict[str, tuple[object, ...]] = {
 }
 
 Prompt = str | list[int]
+_Ids = Annotated[list[int], Field(min_length=1)]
+IdsInput = Annotated[list[int] | list[_Ids], Field(min_length=1)]
+_PromptInput = Annotated[str | list[str] | list[int] | list[_Ids], Field(min_length=1)]
 
 
 class CompletionBody(SamplingBody):
@@ -60,7 +64,7 @@ class CompletionBody(SamplingBody):
         "response_format": ({"type": "text"},),
     }
 
-    @field_validator("prompt", mode="before")
+    @field_validator("prompt", mode="before", json_schema_input_type=_PromptInput)
     @classmethod
     def _prompts(cls, value: object) -> list[Prompt]:
         return read_prompts(value)
@@ -85,10 +89,42 @@ def _is_ids(items: list[Any]) -> bool:
     return all(type(each) is int and -(2**31) <= each < 2**31 for each in items)
 
 
+class TextPart(Body):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | list[Any], Checked((TextPart,))] = ""
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: Annotated[list[Any] | None, Checked((ToolCall,))] = None
+    reasoning_content: str | None = None
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})  # an answer's, sent back
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "refusal": (),
+        "audio": (),
+        "function_call": (),
+    }
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _content(cls, value: object) -> object:
+        if not isinstance(value, (str, list)):
+            raise ValueError("a string, or a list of text parts")
+        return value
+
+
 class ChatBody(SamplingBody):
     """Body of /v1/chat/completions."""
 
-    messages: list[Any] = Field(min_length=1)
+    messages: Annotated[list[Any], Checked((Message,)), Field(min_length=1)]
     max_tokens: Int | None = None
     max_completion_tokens: Int | None = None
     logprobs: bool = False
@@ -97,8 +133,8 @@ class ChatBody(SamplingBody):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     separate_reasoning: bool = True
     stream_reasoning: bool = True
-    tools: list[Any] = Field(default_factory=list)
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[Any], Checked((Tool,))] = Field(default_factory=list)
+    tool_choice: Annotated[str | dict[str, Any] | None, Checked((Tool,))] = None
     parallel_tool_calls: bool = True
 
     without_effect: ClassVar[frozenset[str]] = _LABELS
@@ -120,38 +156,6 @@ class ChatBody(SamplingBody):
         "chat_template": (),
         "documents": ([],),
     }
-
-
-class Message(Body):
-    """One message of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Any] = ""
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: list[Any] | None = None
-    reasoning_content: str | None = None
-
-    without_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})  # an answer's, sent back
-    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "refusal": (),
-        "audio": (),
-        "function_call": (),
-    }
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _content(cls, value: object) -> object:
-        if not isinstance(value, (str, list)):
-            raise ValueError("a string, or a list of text parts")
-        return value
-
-
-class TextPart(Body):
-    """One part of a message's content."""
-
-    type: Literal["text"]
-    text: str
 
 
 def read_messages(items: list[Any], where: str = "messages") -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from ...errors import RequestError
 from ...request import SamplingParams
 from .base import Body, Float, Int, Priority, parse, shorten
+from .schema import Checked
 
 DEFAULT_NAME = "default"  # always means the served model
 MAX_STOP = 16  # stop strings per request; OpenAI takes 4
@@ -37,7 +38,7 @@ def _check_bias(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
-StopStrings = Annotated[list[str], BeforeValidator(_check_stop)]
+StopStrings = Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str])]
 LogitBias = Annotated[dict[str, Float], AfterValidator(_check_bias)]
 
 
@@ -54,7 +55,7 @@ class SamplingBody(Body):
 
     model: str = DEFAULT_NAME
     stream: bool = False
-    stream_options: dict[str, Any] | None = None
+    stream_options: Annotated[dict[str, Any] | None, Checked((StreamOptions,))] = None
     n: Int = 1
     temperature: Float | None = None
     top_p: Float | None = None

@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Collection
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ...errors import RequestError
 from .base import Body, parse, shorten
+from .schema import Checked
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
@@ -26,7 +27,7 @@ class Tool(Body):
     """One of `tools`."""
 
     type: Literal["function"]
-    function: dict[str, Any]
+    function: Annotated[dict[str, Any], Checked((Function,))]
 
 
 class NamedFunction(Body):
@@ -47,7 +48,7 @@ class ToolCall(Body):
 
     id: str | None = None
     type: Literal["function"] = "function"
-    function: dict[str, Any]
+    function: Annotated[dict[str, Any], Checked((FunctionCall,))]
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"index"})  # a stream's, sent back
 
