@@ -35,12 +35,15 @@ class ScriptedLLM:
         self.choices = ()
         self.script = script
         self.prompts: list[str] = []
+        self.calls: list[Any] = []  # everything that was asked of the engine
 
     async def generate(
-        self, prompt: list[int], params: SamplingParams, *, request_id: str, **others: Any
+        self, prompt: str | list[int], params: SamplingParams, *, request_id: str, **others: Any
     ) -> AsyncIterator[RequestOutput]:
-        self.prompts.append(self.tokenizer.decode(prompt, skip_special_tokens=False))
+        self.calls.append((prompt, params, request_id, others))
         builder = RequestBuilder(self.info, self.tokenizer, 0)
+        prompt = [int(token) for token in builder.prompt_ids(prompt)]
+        self.prompts.append(self.tokenizer.decode(prompt, skip_special_tokens=False))
         ids = [*self.tokenizer.encode(self.script, add_special_tokens=False), *self.info.eos_token_ids]
         cut = params.max_new_tokens is not None and params.max_new_tokens < len(ids)
         for request in builder.build(prompt, params, request_id=request_id):
@@ -55,6 +58,10 @@ class ScriptedLLM:
                 yield state.feed(output)
                 if state.finished:
                     break
+
+    async def abort(self, request_id: str | None) -> int:
+        self.calls.append(("abort", request_id))
+        return 1
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
         """OpenAI's client of a server with these options over this engine."""

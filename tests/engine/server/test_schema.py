@@ -1,4 +1,7 @@
-"""Every field of every request is honoured, without effect, or refused: nothing is dropped unseen."""
+"""The sampling fields of every route arrive in the engine's parameters, each alone and unchanged.
+
+That no field is ignored unseen, test_fields.py shows.
+"""
 
 from typing import Any
 
@@ -6,109 +9,9 @@ import pytest
 
 from radixmesh.engine.errors import RequestError
 from radixmesh.engine.request import SamplingParams
-from radixmesh.engine.server.protocol import native, openai, sampling, tools
-from radixmesh.engine.server.protocol.base import Body, parse
+from radixmesh.engine.server.protocol import native, openai, sampling
+from radixmesh.engine.server.protocol.base import parse
 from radixmesh.engine.server.protocol.sampling import sampling_params
-
-SAMPLING = set(
-    "model stream stream_options n temperature top_p frequency_penalty presence_penalty logit_bias stop seed"
-    " top_k min_p repetition_penalty min_tokens stop_token_ids ignore_eos skip_special_tokens no_stop_trim"
-    " priority cache_salt extra_key rid".split()
-)
-# What each body honours. A field that is new here needs a test that shows its effect.
-HONOURED: dict[type[Body], set[str]] = {
-    openai.CompletionBody: SAMPLING | {"prompt", "max_tokens", "logprobs", "best_of"},
-    openai.ChatBody: SAMPLING
-    | set(
-        "messages max_tokens max_completion_tokens logprobs top_logprobs chat_template_kwargs tools"
-        " tool_choice parallel_tool_calls reasoning_effort separate_reasoning stream_reasoning".split()
-    ),
-    openai.Message: {"role", "content", "name", "tool_call_id", "tool_calls", "reasoning_content"},
-    openai.TextPart: {"type", "text"},
-    tools.Tool: {"type", "function"},
-    tools.Function: {"name", "description", "parameters"},
-    tools.NamedFunction: {"name"},
-    tools.ToolCall: {"id", "type", "function"},
-    tools.FunctionCall: {"name", "arguments"},
-    sampling.StreamOptions: {"include_usage"},
-    native.GenerateBody: set(
-        "text input_ids sampling_params stream return_logprob top_logprobs_num return_text_in_logprobs rid"
-        " priority extra_key".split()
-    ),
-    native.GenerateSampling: set(
-        "max_new_tokens min_new_tokens temperature top_k top_p min_p frequency_penalty presence_penalty"
-        " repetition_penalty logit_bias sampling_seed stop stop_token_ids ignore_eos skip_special_tokens"
-        " no_stop_trim n".split()
-    ),
-    native.TokenizeBody: set(
-        "prompt messages model add_special_tokens add_generation_prompt chat_template_kwargs".split()
-    ),
-    native.DetokenizeBody: {"tokens", "model", "skip_special_tokens"},
-    native.AbortBody: {"rid", "abort_all"},
-}
-BODIES = list(HONOURED)
-
-
-def smallest(model: type[Body]) -> dict[str, Any]:
-    """The least that `model` accepts."""
-    values: dict[str, Any] = {
-        "prompt": "a", "messages": [{}], "role": "user", "type": "text", "text": "a", "tokens": [1],
-        "name": "f", "function": {},
-    }  # fmt: skip
-    if model is tools.Tool:
-        values["type"] = "function"
-    return {name: values[name] for name, field in model.model_fields.items() if field.is_required()}
-
-
-def subclasses(kind: type[Body]) -> set[type[Body]]:
-    return {kind} | {each for child in kind.__subclasses__() for each in subclasses(child)}
-
-
-def test_the_list_is_whole() -> None:
-    assert subclasses(Body) == {Body, sampling.SamplingBody, *BODIES}
-    for model, names in HONOURED.items():
-        assert set(model.model_fields) == names, model.__name__
-
-
-@pytest.mark.parametrize("model", BODIES)
-def test_a_field_has_one_treatment(model: type[Body]) -> None:
-    fields, free, bound = set(model.model_fields), set(model.without_effect), set(model.only_at)
-    assert not fields & free and not fields & bound and not free & bound
-
-
-@pytest.mark.parametrize("model", BODIES)
-def test_unknown_fields_are_refused_whatever_their_value(model: type[Body]) -> None:
-    parse(model, smallest(model))
-    values: list[Any] = [1, None, "", [], {}]
-    for value in values:
-        with pytest.raises(RequestError, match="frobnicate is not a field") as caught:
-            parse(model, {**smallest(model), "frobnicate": value})
-        assert caught.value.field == "frobnicate" and caught.value.status == 400
-
-
-@pytest.mark.parametrize(
-    ("model", "name"), [(model, name) for model in BODIES for name in model.only_at], ids=str
-)
-def test_unsupported_fields_pass_only_where_they_ask_for_nothing(model: type[Body], name: str) -> None:
-    for value in (None, *model.only_at[name]):
-        parse(model, {**smallest(model), name: value})
-    for value in (
-        "frobnicate",
-        17,
-        ["x"],
-        {"x": 1},
-        *(not v for v in model.only_at[name] if v in (True, False)),
-    ):
-        with pytest.raises(RequestError) as caught:
-            parse(model, {**smallest(model), name: value})
-        assert caught.value.field == name and str(caught.value).startswith(name)
-
-
-@pytest.mark.parametrize("model", BODIES)
-def test_null_is_not_given(model: type[Body]) -> None:
-    nulls = {name: None for name in model.model_fields if name not in smallest(model)}
-    assert parse(model, {**smallest(model), **nulls}) == parse(model, smallest(model))
-
 
 # field of the request, its value -> field of SamplingParams, its value
 EFFECTS: list[tuple[str, Any, str, Any]] = [
