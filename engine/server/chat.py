@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,22 +9,21 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from ..outputs import RequestOutput
-from ..text.tools.format import Tools
-from .chat_options import chat_tools, chat_variables, shows_marks
+from ..request import SamplingParams
+from .chat_options import chat_tools, chat_variables
+from .conversation import Conversation, start_chat
 from .generation import Job, collect, outputs
 from .logprobs import chat_logprobs
 from .message import Message, Reading
-from .openai_common import check_model, head, matched_stop, need_tokenizer, new_id, usage
-from .protocol.openai import ChatBody
+from .openai_common import check_model, head, matched_stop, new_id, usage
+from .protocol.openai import ChatBody, read_messages
 from .protocol.sampling import cache_key, read_stream_options, sampling_params
 from .responses import json_response
 from .routes import post
 from .state import Server
 from .streaming import DONE, EventStream, event
-from .templates import chat_ids
 
 KIND = "chat.completion"
-_PROMPT_END = 16  # tokens in which a template may have begun or ended the model's reasoning
 
 
 def add_chat_routes(app: FastAPI, server: Server) -> None:
@@ -35,16 +33,34 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
     async def chat(request: Request, body: ChatBody) -> Response:
         check_model(server, body.model)
         options = read_stream_options(body)
-        tools, schemas = chat_tools(server, body)
-        job = await _job(server, body, tools)
-        reading = _reading(server, body, job, schemas)
+        job, reading = await start_chat(
+            server,
+            _conversation(server, body),
+            _params(server, body),
+            new_id(body, "chatcmpl"),
+            body.priority,
+            cache_key(body),
+        )
         if body.stream:
             return EventStream(server, _events(server, body, job, reading, options.include_usage))
         finals = await collect(server, request.receive, job)
         return json_response(_answer(server, body, job, reading, finals[0]))
 
 
-async def _job(server: Server, body: ChatBody, tools: list[dict[str, Any]]) -> Job:
+def _conversation(server: Server, body: ChatBody) -> Conversation:
+    tools, schemas = chat_tools(server, body)
+    return Conversation(
+        messages=read_messages(body.messages),
+        tools=tools,
+        schemas=schemas,
+        variables=chat_variables(server, body),
+        parallel=body.parallel_tool_calls,
+        separate_reasoning=body.separate_reasoning,
+        stream_reasoning=body.stream_reasoning,
+    )
+
+
+def _params(server: Server, body: ChatBody) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError(
             f"top_logprobs is {body.top_logprobs}; it is accepted only with logprobs true", "top_logprobs"
@@ -57,33 +73,7 @@ async def _job(server: Server, body: ChatBody, tools: list[dict[str, Any]]) -> J
             "max_completion_tokens",
         )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(
-        body, server.llm.info.default_sampling, limits.pop() if limits else None, logprobs
-    )
-    if shows_marks(server, body, bool(tools)):
-        params = replace(params, skip_special_tokens=False)
-    return Job(
-        prompts=[await chat_ids(server, body.messages, chat_variables(server, body), tools=tools)],
-        params=[params],
-        id=new_id(body, "chatcmpl"),
-        field="messages",
-        priority=body.priority,
-        extra_key=cache_key(body),
-    )
-
-
-def _reading(server: Server, body: ChatBody, job: Job, schemas: Tools) -> Reading:
-    tokenizer = need_tokenizer(server, "messages")
-    ids = job.prompts[0][-_PROMPT_END:]
-    assert isinstance(ids, list)
-    return Reading(
-        tool_format=server.formats.tools if schemas else None,
-        tools=schemas,
-        parallel=body.parallel_tool_calls,
-        reasoning=server.formats.reasoning if body.separate_reasoning else None,
-        prompt_end=tokenizer.decode(ids, skip_special_tokens=False),
-        stream_reasoning=body.stream_reasoning,
-    )
+    return sampling_params(body, server.llm.info.default_sampling, limits.pop() if limits else None, logprobs)
 
 
 def _answer(

@@ -1,7 +1,9 @@
-"""Errors as clients see them: OpenAI's error object, one sentence each, never a traceback."""
+"""Errors as clients see them: one sentence each, in the form of the route's dialect, never a traceback."""
 
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -99,38 +101,97 @@ _KINDS: tuple[tuple[type[Exception], str, str | None], ...] = (
 )
 
 
-def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
-    """The HTTP status and the body for `error`. What was not raised on purpose is logged, not shown."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is told of an error. `kind` and `code` are OpenAI's words, `param` the field at fault."""
+
+    status: int
+    message: str
+    kind: str
+    param: str | None = None
+    code: str | None = None
+
+
+def describe(error: BaseException) -> Fault:
+    """What is told of `error`. What was not raised on purpose is logged, not shown."""
     if isinstance(error, HTTPException):  # unknown route, wrong method
-        return error.status_code, _body(str(error.detail), "invalid_request_error", None, None)
+        return Fault(error.status_code, str(error.detail), "invalid_request_error")
     for kind, name, code in _KINDS:
         if isinstance(error, kind):
             status = error.status if isinstance(error, RequestError) else 503
             field = error.field if isinstance(error, RequestError) else None
-            return status, _body(str(error), name, field, code)
+            return Fault(status, str(error), name, field, code)
     log.error("unexpected error while serving a request", exc_info=error)
     message = "the server met an unexpected error; its log has the details"
-    return 500, _body(message, "server_error", None, "internal_error")
+    return Fault(500, message, "server_error", code="internal_error")
 
 
-def error_response(error: BaseException) -> Response:
-    """A whole JSON answer for `error`."""
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    """How one API tells errors: `body` in an answer, and between `before` and `after` at a stream's end."""
+
+    body: Callable[[Fault], dict[str, Any]]
+    before: bytes
+    after: bytes
+
+
+def _openai(fault: Fault) -> dict[str, Any]:
+    fields = {"message": fault.message, "type": fault.kind, "param": fault.param, "code": fault.code}
+    return {"error": fields}
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def _anthropic(fault: Fault) -> dict[str, Any]:
+    default = "api_error" if fault.status >= 500 else "invalid_request_error"
+    kind = _ANTHROPIC_TYPES.get(fault.status, default)
+    return {"type": "error", "error": {"type": kind, "message": fault.message}}
+
+
+def _ollama(fault: Fault) -> dict[str, Any]:
+    return {"error": fault.message}
+
+
+_OPENAI = _Dialect(_openai, b"data: ", b"\n\ndata: [DONE]\n\n")
+# the routes below a path -> their dialect; all others have OpenAI's
+_DIALECTS = {
+    "/v1/messages": _Dialect(_anthropic, b"event: error\ndata: ", b"\n\n"),
+    "/api/": _Dialect(_ollama, b"", b"\n"),
+}
+
+
+def _dialect(path: str) -> _Dialect:
+    return next((each for begin, each in _DIALECTS.items() if path.startswith(begin)), _OPENAI)
+
+
+def error_response(error: BaseException, path: str) -> Response:
+    """A whole JSON answer for `error`, from the route `path`."""
     if isinstance(error, ClientGoneError):
         return Response(status_code=CLIENT_GONE)
-    status, body = describe(error)
-    headers = {"Retry-After": RETRY_AFTER} if status in (429, 503) else {}
+    fault = describe(error)
+    headers = {"Retry-After": RETRY_AFTER} if fault.status in (429, 503) else {}
     headers |= dict(getattr(error, "headers", None) or {})
-    data = msgspec.json.encode(body)
-    return Response(data, status, headers, media_type="application/json")
+    data = msgspec.json.encode(_dialect(path).body(fault))
+    return Response(data, fault.status, headers, media_type="application/json")
 
 
-def error_event(error: BaseException) -> bytes:
-    """The last event of a stream that `error` broke off."""
-    return b"data: " + msgspec.json.encode(describe(error)[1]) + b"\n\ndata: [DONE]\n\n"
+def error_event(error: BaseException, path: str) -> bytes:
+    """The end of a stream of the route `path` that `error` broke off."""
+    dialect = _dialect(path)
+    return dialect.before + msgspec.json.encode(dialect.body(describe(error))) + dialect.after
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of every route an OpenAI-style error object."""
+    """Make every error of every route an error object of its dialect."""
 
     async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and error.status_code == 404:
@@ -138,12 +199,8 @@ def add_error_handlers(app: FastAPI) -> None:
         elif isinstance(error, HTTPException) and error.status_code == 405:
             text = f"{request.url.path} does not take {request.method}"
             error = HTTPException(405, text, headers=dict(error.headers or {}))
-        return error_response(error)
+        return error_response(error, request.url.path)
 
     # What is none of these, the gate (gate.py) answers: starlette would answer and raise it again.
     for kind in (RequestError, EngineDeadError, HTTPException, ClientGoneError):
         app.add_exception_handler(kind, handle)
-
-
-def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -39,7 +39,7 @@ class Gate:
         except Exception as error:
             if visit.status:
                 raise
-            await error_response(error)(scope, receive, watch)
+            await error_response(error, scope["path"])(scope, receive, watch)
         finally:
             # The route's pattern, not the path: a label must not grow with what clients invent.
             visit.route = getattr(scope.get("route"), "path", visit.route)

@@ -40,20 +40,44 @@ class Reading:
         )
 
 
-class Message:
-    """The message of one choice."""
+class AnswerReader:
+    """The text of one choice to events, as it comes."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._parser = reading.parser()
+        self.whole_calls = 0
+
+    def add(self, text: str, last: bool) -> list[Event]:
+        """The events of more text; `last`: no more will come."""
+        events = self._parser.add(text)
+        return list(self._told([*events, *self._parser.end()] if last else events))
+
+    def _told(self, events: Iterable[Event]) -> Iterable[Event]:
+        for event in events:
+            if isinstance(event, CallStart | Arguments | CallEnd):
+                if self.whole_calls and not self._reading.parallel:
+                    continue
+                self.whole_calls += isinstance(event, CallEnd)
+            yield event
+
+    def new_call_id(self) -> str:
+        """An id for a call, as the model's template would have it."""
+        assert self._reading.tool_format is not None
+        return self._reading.tool_format.new_id()
+
+
+class Message:
+    """The message of one choice."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reader = AnswerReader(reading)
         self._content = self._thoughts = ""
         self._calls: list[dict[str, Any]] = []
-        self._whole_calls = 0
 
     def add(self, text: str, last: bool) -> list[dict[str, Any]]:
         """The deltas of more text, each with one field of the message; `last`: no more will come."""
-        events = self._parser.add(text)
-        return list(self._deltas([*events, *self._parser.end()] if last else events))
+        return list(self._deltas(self._reader.add(text, last)))
 
     def _deltas(self, events: Iterable[Event]) -> Iterable[dict[str, Any]]:
         for event in events:
@@ -64,25 +88,20 @@ class Message:
                 case Reasoning(text=text):
                     self._thoughts += text
                     yield {"reasoning_content": text}
-                case _ if self._whole_calls and not self._reading.parallel:
-                    continue
                 case CallStart(name=name):
                     yield _call_delta(len(self._calls), **self._begin(name))
                 case Arguments(text=text):
                     self._calls[-1]["function"]["arguments"] += text
                     yield _call_delta(len(self._calls) - 1, function={"arguments": text})
-                case CallEnd():
-                    self._whole_calls += 1
 
     def _begin(self, name: str) -> dict[str, Any]:
-        assert self._reading.tool_format is not None
-        call = {"id": self._reading.tool_format.new_id(), "type": "function"}
+        call = {"id": self._reader.new_call_id(), "type": "function"}
         self._calls.append({**call, "function": {"name": name, "arguments": ""}})
         return {**call, "function": {"name": name, "arguments": ""}}
 
     def finish_reason(self, reason: FinishReason | None) -> str | None:
         """The reason as OpenAI names it; None while the choice runs."""
-        if reason is FinishReason.STOP and self._whole_calls:
+        if reason is FinishReason.STOP and self._reader.whole_calls:
             return "tool_calls"
         return None if reason is None else reason.value
 

@@ -1,4 +1,4 @@
-"""Server-sent events: one write for what one engine step brought."""
+"""Streams: one write for what one engine step brought, as server-sent events or lines of JSON."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,16 +14,24 @@ from .state import Server
 
 DONE = b"data: [DONE]\n\n"
 
+EVENTS = b"text/event-stream; charset=utf-8"
+LINES = b"application/x-ndjson"
+
 _HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies must not collect events
 ]
 
 
-def event(data: Any) -> bytes:
-    """One server-sent event with `data` as JSON."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+def event(data: Any, name: str = "") -> bytes:
+    """One server-sent event with `data` as JSON, and a name if the dialect has names."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def line(data: Any) -> bytes:
+    """`data` as one line of JSON."""
+    return msgspec.json.encode(data) + b"\n"
 
 
 class EventStream(Response):
@@ -33,12 +41,11 @@ class EventStream(Response):
     status, not an event in a stream of status 200. A client that leaves closes `events`.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, server: Server, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, server: Server, events: AsyncGenerator[bytes, None], kind: bytes = EVENTS) -> None:
         super().__init__()
         self._server = server
         self._events = events
+        self._head = [(b"content-type", kind), *_HEADERS]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; errors become an error answer before its start, an error event after."""
@@ -54,10 +61,12 @@ class EventStream(Response):
                 async for data in events:
                     if not started:
                         started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                        await send({"type": "http.response.start", "status": 200, "headers": self._head})
                     await send({"type": "http.response.body", "body": data, "more_body": True})
         except Exception as error:
             if not started:
-                return await error_response(error)(scope, receive, send)
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
+                return await error_response(error, scope["path"])(scope, receive, send)
+            await send(
+                {"type": "http.response.body", "body": error_event(error, scope["path"]), "more_body": True}
+            )
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,83 @@
+"""A chat in any client's dialect, on its way to the engine and back: one prompt and how answers are read."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import RequestError
+from ..request import SamplingParams
+from ..text.tools.format import Tools
+from .generation import Job
+from .message import Reading
+from .openai_common import need_tokenizer
+from .state import Server
+from .templates import template_ids
+
+_PROMPT_END = 16  # tokens in which a template may have begun or ended the model's reasoning
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat request asks, as a chat template takes it."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # OpenAI's definitions; none where none may be called
+    schemas: Tools = field(default_factory=dict)  # of the parameters of these tools
+    variables: dict[str, Any] = field(default_factory=dict)  # further ones of the template
+    parallel: bool = True  # False: no call after the first is told
+    separate_reasoning: bool = True  # False: reasoning stays in the text
+    stream_reasoning: bool = True
+
+
+async def start_chat(
+    server: Server,
+    chat: Conversation,
+    params: SamplingParams,
+    id: str,
+    priority: int = 0,
+    extra_key: str = "",
+) -> tuple[Job, Reading]:
+    """The work that `chat` is, and how its answers are read. Raises RequestError naming the message."""
+    tokenizer = need_tokenizer(server, "messages")
+    ids = await template_ids(server, chat.messages, chat.variables, tools=chat.tools)
+    if _shows_marks(server, chat):
+        params = replace(params, skip_special_tokens=False)
+    job = Job([ids], [params], id, field="messages", priority=priority, extra_key=extra_key)
+    reading = Reading(
+        tool_format=server.formats.tools if chat.schemas else None,
+        tools=chat.schemas,
+        parallel=chat.parallel,
+        reasoning=server.formats.reasoning if chat.separate_reasoning else None,
+        prompt_end=tokenizer.decode(ids[-_PROMPT_END:], skip_special_tokens=False),
+        stream_reasoning=chat.stream_reasoning,
+    )
+    return job, reading
+
+
+def check_tools(server: Server, otherwise: str) -> None:
+    """Raise RequestError unless the model can be told of tools and its calls can be read.
+
+    `otherwise` is what the client can ask instead, in its own words.
+    """
+    tokenizer = need_tokenizer(server, "messages")
+    name = server.llm.info.name
+    if tokenizer.has_chat_template and not tokenizer.template_uses("tools"):
+        raise RequestError(
+            f"tools is given; the chat template of {name} takes no tools: accepted is {otherwise}, or a"
+            " server with another --chat-template",
+            "tools",
+        )
+    if server.formats.tools is None:
+        raise RequestError(
+            f"tools is given; how {name} writes calls is not known: accepted is {otherwise}, or a server"
+            " with a --tool-call-parser",
+            "tools",
+        )
+
+
+def _shows_marks(server: Server, chat: Conversation) -> bool:
+    """Whether special tokens must be in the text, for marks of the formats in use are among them."""
+    special, formats = need_tokenizer(server, "messages").special_texts, server.formats
+    used = [formats.tools if chat.tools else None, formats.reasoning if chat.separate_reasoning else None]
+    return any(format is not None and not special.isdisjoint(format.marks) for format in used)
