@@ -15,9 +15,9 @@ from .conversation import Conversation, start_chat
 from .generation import Job, collect, outputs
 from .logprobs import chat_logprobs
 from .message import Message, Reading
-from .openai_common import check_model, head, matched_stop, new_id, usage
-from .protocol.openai import ChatBody, read_messages
-from .protocol.sampling import cache_key, read_stream_options, sampling_params
+from .openai_common import check_model, chunk_usage, head, matched_stop, new_id, usage
+from .protocol.openai import ChatBody, continues, read_messages
+from .protocol.sampling import StreamOptions, cache_key, read_stream_options, sampling_params
 from .responses import json_response
 from .routes import post
 from .state import Server
@@ -42,18 +42,21 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
             cache_key(body),
         )
         if body.stream:
-            return EventStream(server, _events(server, body, job, reading, options.include_usage))
+            return EventStream(server, _events(server, body, job, reading, options))
         finals = await collect(server, request.receive, job)
         return json_response(_answer(server, body, job, reading, finals[0]))
 
 
 def _conversation(server: Server, body: ChatBody) -> Conversation:
     tools, schemas = chat_tools(server, body)
+    goes_on = continues(body)
     return Conversation(
         messages=read_messages(body.messages),
         tools=tools,
         schemas=schemas,
         variables=chat_variables(server, body),
+        opens_answer=not goes_on and body.add_generation_prompt is not False,
+        continues=goes_on,
         parallel=body.parallel_tool_calls,
         separate_reasoning=body.separate_reasoning,
         stream_reasoning=body.stream_reasoning,
@@ -96,7 +99,7 @@ def _answer(
 
 
 async def _events(
-    server: Server, body: ChatBody, job: Job, reading: Reading, include_usage: bool
+    server: Server, body: ChatBody, job: Job, reading: Reading, options: StreamOptions
 ) -> AsyncGenerator[bytes, None]:
     start = head(server, job.id, KIND + ".chunk")
     finals: list[Any] = [None] * body.n
@@ -104,7 +107,7 @@ async def _events(
 
     def chunk(index: int, delta: dict[str, Any], **more: Any) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        return event({**start, "choices": [choice]})
+        return event({**start, "choices": [choice], **chunk_usage(options, [finals])})
 
     async with aclosing(outputs(server, job)) as stream:
         async for _, output in stream:
@@ -124,7 +127,7 @@ async def _events(
                 data += chunk(index, {}, finish_reason=reason, **matched_stop(output))
             if data:
                 yield data
-    tail = event({**start, "choices": [], "usage": usage([finals])}) if include_usage else b""
+    tail = event({**start, "choices": [], "usage": usage([finals])}) if options.include_usage else b""
     yield tail + DONE
 
 

@@ -1,7 +1,9 @@
 """/v1/completions."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,10 +11,21 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from ..outputs import RequestOutput
+from ..request import SamplingParams
+from ..text.fim import fim_marks, fim_prompt
 from .generation import Job, collect, outputs
 from .logprobs import completion_logprobs
-from .openai_common import check_model, finish_reason, head, matched_stop, need_tokenizer, new_id, usage
-from .protocol.openai import CompletionBody
+from .openai_common import (
+    check_model,
+    chunk_usage,
+    finish_reason,
+    head,
+    matched_stop,
+    need_tokenizer,
+    new_id,
+    usage,
+)
+from .protocol.openai import CompletionBody, Prompt
 from .protocol.sampling import cache_key, read_stream_options, sampling_params
 from .responses import json_response
 from .routes import post
@@ -28,63 +41,119 @@ def add_completion_routes(app: FastAPI, server: Server) -> None:
     @post(app, server, "/v1/completions", body=CompletionBody)
     async def completions(request: Request, body: CompletionBody) -> Response:
         check_model(server, body.model)
-        options = read_stream_options(body)
-        job = _job(server, body)
+        params = _params(server, body)
+        prompts = await asyncio.to_thread(_prompts, server, body) if body.suffix else body.prompt
+        job = Job(
+            prompts=prompts,
+            params=[params] * len(prompts),
+            id=new_id(body, "cmpl"),
+            priority=body.priority,
+            extra_key=cache_key(body),
+        )
+        answer = _Answer(server, body, job)
         if body.stream:
-            return EventStream(server, _events(server, body, job, options.include_usage))
-        finals = await collect(server, request.receive, job)
-        return json_response(_answer(server, body, job, finals))
+            return EventStream(server, answer.events())
+        return json_response(answer.whole(await collect(server, request.receive, job)))
 
 
-def _job(server: Server, body: CompletionBody) -> Job:
-    if body.best_of is not None and body.best_of != body.n:
-        raise RequestError(f"best_of is {body.best_of}; accepted is n, which is {body.n}", "best_of")
+def _params(server: Server, body: CompletionBody) -> SamplingParams:
     if any(isinstance(each, str) for each in body.prompt):
         need_tokenizer(server, "prompt")
+    if body.echo and body.logprobs is not None:
+        raise RequestError(
+            "echo is true; with logprobs, which would be of the prompt too, accepted is false", "echo"
+        )
     params = sampling_params(body, server.llm.info.default_sampling, body.max_tokens, body.logprobs)
-    count = len(body.prompt)
-    return Job(
-        prompts=body.prompt,
-        params=[params] * count,
-        id=new_id(body, "cmpl"),
-        priority=body.priority,
-        extra_key=cache_key(body),
-    )
+    best_of = body.n if body.best_of is None else body.best_of
+    if best_of < body.n or (body.stream and best_of > body.n):
+        accepted = f"n, which is {body.n}, in a stream" if body.stream else f"at least n, which is {body.n}"
+        raise RequestError(f"best_of is {best_of}; accepted is {accepted}", "best_of")
+    if best_of == body.n:
+        return params
+    return replace(params, n=best_of, logprobs=params.logprobs or 0)  # they rank
 
 
-def _answer(
-    server: Server, body: CompletionBody, job: Job, finals: list[list[RequestOutput]]
-) -> dict[str, Any]:
-    choices: list[dict[str, Any]] = []
-    for output in (each for sequences in finals for each in sequences):
-        logprobs = None
-        if body.logprobs is not None and output.logprobs is not None:
-            logprobs = completion_logprobs(server.texts, output.token_ids, output.logprobs, body.logprobs, 0)
-        choices.append(_choice(len(choices), output.text, logprobs, output))
-    return {**head(server, job.id, KIND), "choices": choices, "usage": usage(finals)}
+def _prompts(server: Server, body: CompletionBody) -> list[Prompt]:
+    """The prompts with the suffix after them, the place between them for the model to fill."""
+    tokenizer = need_tokenizer(server, "suffix")
+    marks = fim_marks(tokenizer)
+    if marks is None:
+        raise RequestError(
+            f"suffix is given; {server.llm.info.name} has no tokens for filling in the middle: accepted is"
+            " null or an empty string",
+            "suffix",
+        )
+    return [fim_prompt(tokenizer, marks, prompt, body.suffix) for prompt in body.prompt]
 
 
-async def _events(
-    server: Server, body: CompletionBody, job: Job, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    start = head(server, job.id, KIND)
-    finals: list[list[Any]] = [[None] * body.n for _ in job.prompts]
-    offsets: dict[int, int] = {}  # choice -> characters of the tokens told so far
-    async with aclosing(outputs(server, job)) as stream:
-        async for prompt, output in stream:
-            finals[prompt][output.index] = output
-            index = prompt * body.n + output.index
-            logprobs = None
-            if body.logprobs is not None and output.logprobs is not None and output.new_token_ids:
-                new = output.new_token_ids
-                told = output.logprobs[-len(new) :]
-                logprobs = completion_logprobs(server.texts, new, told, body.logprobs, offsets.get(index, 0))
-                offsets[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
-            if output.text_delta or logprobs or output.finish_reason is not None:
-                choice = _choice(index, output.text_delta, logprobs, output)
-                yield event({**start, "choices": [choice]})
-    tail = event({**start, "choices": [], "usage": usage(finals)}) if include_usage else b""
-    yield tail + DONE
+class _Answer:
+    """One request and how its outputs are written."""
+
+    def __init__(self, server: Server, body: CompletionBody, job: Job) -> None:
+        self._server = server
+        self._body = body
+        self._job = job
+        self._options = read_stream_options(body)
+        self._echo = [""] * len(body.prompt)  # what stands before each prompt's completions
+        if body.echo:
+            self._echo = [self._text(each) for each in body.prompt]
+
+    def _text(self, prompt: Prompt) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return need_tokenizer(self._server, "echo").decode(prompt, self._body.skip_special_tokens)
+
+    def whole(self, finals: list[list[RequestOutput]]) -> dict[str, Any]:
+        """The answer in one piece."""
+        choices: list[dict[str, Any]] = []
+        for echo, sequences in zip(self._echo, finals, strict=True):
+            for output in best(sequences, self._body.n):
+                logprobs = self._logprobs(output, len(output.token_ids), 0)
+                choices.append(_choice(len(choices), echo + output.text, logprobs, output))
+        start = head(self._server, self._job.id, KIND)
+        return {**start, "choices": choices, "usage": usage(finals)}
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The answer as it comes."""
+        start = head(self._server, self._job.id, KIND)
+        n = self._body.n
+        finals: list[list[RequestOutput | None]] = [[None] * n for _ in self._job.prompts]
+        offsets: dict[int, int] = {}  # choice -> characters of the tokens told so far
+        async with aclosing(outputs(self._server, self._job)) as stream:
+            async for prompt, output in stream:
+                text = output.text_delta
+                if finals[prompt][output.index] is None:
+                    text = self._echo[prompt] + text
+                finals[prompt][output.index] = output
+                index = prompt * n + output.index
+                logprobs = self._logprobs(output, len(output.new_token_ids), offsets.get(index, 0))
+                if logprobs:
+                    offsets[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
+                if text or logprobs or output.finish_reason is not None:
+                    choice = _choice(index, text, logprobs, output)
+                    yield event({**start, "choices": [choice], **chunk_usage(self._options, finals)})
+        tail = b""
+        if self._options.include_usage:
+            tail = event({**start, "choices": [], "usage": usage(finals)})
+        yield tail + DONE
+
+    def _logprobs(self, output: RequestOutput, newest: int, offset: int) -> dict[str, Any] | None:
+        """Of the `newest` tokens, their texts counted from `offset`; None where none are asked for."""
+        count = self._body.logprobs
+        if count is None or output.logprobs is None or not newest:
+            return None
+        ids, logprobs = output.token_ids[-newest:], output.logprobs[-newest:]
+        return completion_logprobs(self._server.texts, ids, logprobs, count, offset)
+
+
+def best(sequences: Sequence[RequestOutput], n: int) -> list[RequestOutput]:
+    """The `n` of one prompt's sequences with the highest mean log probability of a token, best first."""
+
+    def mean(output: RequestOutput) -> float:
+        logprobs = output.logprobs or []
+        return sum(each.logprob for each in logprobs) / max(len(logprobs), 1)
+
+    return list(sequences) if n == len(sequences) else sorted(sequences, key=mean, reverse=True)[:n]
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, output: RequestOutput) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Conversation:
     )  # OpenAI's definitions; none where none may be called
     schemas: Tools = field(default_factory=dict)  # of the parameters of these tools
     variables: dict[str, Any] = field(default_factory=dict)  # further ones of the template
+    opens_answer: bool = True  # the template begins one
+    continues: bool = False  # the answer goes on where the last message ends
     parallel: bool = True  # False: no call after the first is told
     separate_reasoning: bool = True  # False: reasoning stays in the text
     stream_reasoning: bool = True
@@ -40,7 +42,8 @@ async def start_chat(
 ) -> tuple[Job, Reading]:
     """The work that `chat` is, and how its answers are read. Raises RequestError naming the message."""
     tokenizer = need_tokenizer(server, "messages")
-    ids = await template_ids(server, chat.messages, chat.variables, tools=chat.tools)
+    variables = chat.variables | ({"continue_final_message": True} if chat.continues else {})
+    ids = await template_ids(server, chat.messages, variables, chat.opens_answer, chat.tools)
     if _shows_marks(server, chat):
         params = replace(params, skip_special_tokens=False)
     job = Job([ids], [params], id, field="messages", priority=priority, extra_key=extra_key)

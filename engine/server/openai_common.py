@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import RequestError
@@ -9,7 +10,7 @@ from ..outputs import RequestOutput
 from ..text.tokenizer import Tokenizer
 from .errors import ModelNotFoundError
 from .protocol.base import shorten
-from .protocol.sampling import DEFAULT_NAME, SamplingBody
+from .protocol.sampling import DEFAULT_NAME, SamplingBody, StreamOptions
 from .state import Server
 
 
@@ -44,18 +45,26 @@ def head(server: Server, id: str, kind: str) -> dict[str, Any]:
     return {"id": id, "object": kind, "created": int(time.time()), "model": server.llm.info.name}
 
 
-def usage(finals: list[list[RequestOutput]]) -> dict[str, Any]:
-    """Token counts of all prompts and sequences; a prompt counts once, whatever its n."""
-    prompt = sum(sequences[0].num_prompt_tokens for sequences in finals)
-    completion = sum(len(each.token_ids) for sequences in finals for each in sequences)
+def usage(outputs: Sequence[Sequence[RequestOutput | None]]) -> dict[str, Any]:
+    """Token counts of all prompts' sequences, None where nothing came yet; a prompt counts once."""
+    begun = [[each for each in sequences if each is not None] for sequences in outputs]
+    prompt = sum(sequences[0].num_prompt_tokens for sequences in begun if sequences)
+    completion = sum(len(each.token_ids) for sequences in begun for each in sequences)
     # Later sequences of one prompt share its pages: only the first one's hit says what was known before.
-    cached = sum(sequences[0].num_cached_tokens for sequences in finals)
+    cached = sum(sequences[0].num_cached_tokens for sequences in outputs if sequences[0] is not None)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def chunk_usage(options: StreamOptions, outputs: Sequence[Sequence[RequestOutput | None]]) -> dict[str, Any]:
+    """The usage of an event that is not the last, as a field of it."""
+    if options.continuous_usage_stats:
+        return {"usage": usage(outputs)}
+    return {"usage": None} if options.include_usage else {}
 
 
 def finish_reason(output: RequestOutput) -> str | None:

@@ -87,6 +87,17 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(index)
         return token
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it; None for one that it does not have."""
+        index: int | None = self._backend.token_to_id(token)
+        return index
+
+    @property
+    def begin_ids(self) -> list[int]:
+        """What `encode` puts before a text when it adds special tokens: the BOS token's id, or nothing."""
+        bos = self.fast.bos_token_id
+        return [bos] if isinstance(bos, int) and self.encode("")[:1] == [bos] else []
+
     def token_bytes(self, index: int) -> bytes:
         """What a token stands for, alone; not always whole characters. Empty for an unknown id."""
         token = self.token(index)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ...errors import RequestError
-from ...request import MAX_TOP_LOGPROBS
+from ...request import MAX_N, MAX_TOP_LOGPROBS
 from .base import Body, Int, parse, shorten
 from .sampling import SamplingBody
 from .schema import Checked
@@ -54,13 +54,13 @@ class CompletionBody(SamplingBody):
     prompt: list[Any]
     max_tokens: Int = 16
     logprobs: Int | None = None
-    best_of: Int | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    echo: bool = False
+    suffix: str = ""
 
     without_effect: ClassVar[frozenset[str]] = _LABELS
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **_EXTENSIONS,
-        "echo": (False,),
-        "suffix": ("",),
         "response_format": ({"type": "text"},),
     }
 
@@ -105,6 +105,7 @@ class Message(Body):
     tool_call_id: str | None = None
     tool_calls: Annotated[list[Any] | None, Checked((ToolCall,))] = None
     reasoning_content: str | None = None
+    prefix: bool = False  # DeepSeek's: this last message is the beginning of the answer
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})  # an answer's, sent back
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -130,6 +131,8 @@ class ChatBody(SamplingBody):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool | None = None  # None: unless the last message is continued
+    continue_final_message: bool = False
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     separate_reasoning: bool = True
     stream_reasoning: bool = True
@@ -151,8 +154,6 @@ class ChatBody(SamplingBody):
         "verbosity": ("medium",),
         "echo": (False,),
         "best_of": (1,),
-        "add_generation_prompt": (True,),
-        "continue_final_message": (False,),
         "chat_template": (),
         "documents": ([],),
     }
@@ -169,7 +170,10 @@ def read_messages(items: list[Any], where: str = "messages") -> list[dict[str, A
         if isinstance(item, dict) and item.get("role") != "assistant" and item.get("content") is None:
             raise RequestError(f"{path}.content is missing", f"{path}.content")
         message = parse(Message, item, path)
-        fields = message.model_dump(exclude_none=True, exclude={"tool_calls"})
+        if message.prefix and (index + 1 < len(items) or message.role != "assistant"):
+            text = "accepted is true only of the last message, with the role assistant"
+            raise RequestError(f"{path}.prefix is true; {text}", f"{path}.prefix")
+        fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "prefix"})
         if message.tool_calls:
             fields["tool_calls"] = _calls_of(message, path)
         if isinstance(message.content, list):
@@ -193,3 +197,19 @@ def _text_of(part: object, path: str) -> str:
             f'{path}.type is {shorten(kind)}; this model reads text, accepted is "text"', f"{path}.type"
         )
     return parse(TextPart, part, path).text
+
+
+def continues(body: ChatBody) -> bool:
+    """Whether the answer goes on where the last message ends. Raises RequestError where it cannot."""
+    last = body.messages[-1]
+    by_prefix = isinstance(last, dict) and last.get("prefix") is True
+    if not (body.continue_final_message or by_prefix):
+        return False
+    field = "messages[-1].prefix" if by_prefix else "continue_final_message"
+    if body.add_generation_prompt:
+        raise RequestError(
+            f"add_generation_prompt is true, as is {field}; accepted is one of them", "add_generation_prompt"
+        )
+    if not isinstance(last, dict) or not last.get("content"):
+        raise RequestError(f"{field} is true; it is accepted only with text in the last message", field)
+    return True

@@ -45,9 +45,9 @@ LogitBias = Annotated[dict[str, Float], AfterValidator(_check_bias)]
 class StreamOptions(Body):
     """What a stream carries beside the text."""
 
-    include_usage: bool = False
+    include_usage: bool = False  # at its end
+    continuous_usage_stats: bool = False  # in each event
     without_effect: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
-    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"continuous_usage_stats": (False,)}
 
 
 class SamplingBody(Body):

@@ -78,12 +78,20 @@ PLACES: dict[str, Place] = {
     "CompletionBody": Place(
         "/v1/completions",
         {"prompt": "a"},
-        SAMPLING | {"prompt": "b", "max_tokens": 3, "logprobs": 2, "best_of": Effect(2, status=400)},
+        SAMPLING
+        | {
+            "prompt": "b",
+            "max_tokens": 3,
+            "logprobs": 2,
+            "best_of": 2,
+            "echo": True,
+            "suffix": Effect("c", status=400),  # the tokenizer has no tokens for it; test_fim.py shows it
+        },
     ),
     "StreamOptions": Place(
         "/v1/completions",
         {},
-        {"include_usage": True},
+        {"include_usage": True, "continuous_usage_stats": True},
         "stream_options",
         lambda body: {"prompt": "a", "stream": True, "stream_options": body},
     ),
@@ -98,6 +106,8 @@ PLACES: dict[str, Place] = {
             "logprobs": True,
             "top_logprobs": Effect(2, {"logprobs": True}),
             "chat_template_kwargs": {"opening": "So"},
+            "add_generation_prompt": False,
+            "continue_final_message": True,
             "tools": TOOLS,
             "tool_choice": Effect("none", {"tools": TOOLS}),
             "parallel_tool_calls": Effect(False, {"tools": TOOLS}),
@@ -116,6 +126,7 @@ PLACES: dict[str, Place] = {
             "tool_call_id": "call_1",
             "tool_calls": Effect([CALL], {"role": "assistant"}),
             "reasoning_content": "hm",
+            "prefix": Effect(True, {"role": "assistant"}),
         },
         "messages[0]",
         lambda message: {"messages": [message]},

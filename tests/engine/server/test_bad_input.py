@@ -9,6 +9,7 @@ import pytest
 
 COMPLETIONS, CHAT, GENERATE = "/v1/completions", "/v1/chat/completions", "/generate"
 HI = [{"role": "user", "content": "hi"}]
+CONTINUE = {"continue_final_message": True}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,9 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty"),
     (COMPLETIONS, {"prompt": "a", "n": 0}, "n"),
     (COMPLETIONS, {"prompt": "a", "n": 129}, "n"),
-    (COMPLETIONS, {"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
+    (COMPLETIONS, {"prompt": "a", "n": 2, "best_of": 1}, "best_of"),
+    (COMPLETIONS, {"prompt": "a", "best_of": 129}, "best_of"),
+    (COMPLETIONS, {"prompt": "a", "best_of": 2, "stream": True}, "best_of"),
     (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs"),
     (COMPLETIONS, {"prompt": "a", "logprobs": True}, "logprobs"),
     (COMPLETIONS, {"prompt": "a", "stop": ""}, "stop"),
@@ -90,7 +93,11 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": "a", "stream": True, "prompt_": "b"}, "prompt_"),
     (COMPLETIONS, {"prompt": "a", "rid": ""}, "rid"),
     (COMPLETIONS, {"prompt": "a", "temprature": 1}, "temprature"),
-    (COMPLETIONS, {"prompt": "a", "echo": True}, "echo"),
+    (COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+    (CHAT, {"messages": HI, **CONTINUE, "add_generation_prompt": True}, "add_generation_prompt"),
+    (CHAT, {"messages": [{"role": "assistant"}], **CONTINUE}, "continue_final_message"),
+    (CHAT, {"messages": [{"role": "user", "content": "a", "prefix": True}]}, "messages[0].prefix"),
+    (CHAT, {"messages": [{"role": "assistant", "content": "a", "prefix": True}, *HI]}, "messages[0].prefix"),
     (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix"),
     (COMPLETIONS, {"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
     (CHAT, {}, "messages"),

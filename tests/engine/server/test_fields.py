@@ -24,7 +24,7 @@ from tests.engine.server.scripted import ScriptedLLM
 
 TEMPLATE = """
 {%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
-{%- for message in messages %}{{ message | tojson }}{% endfor %}
+{%- for message in messages %}{{ message | tojson }}{{ message.content }}{% endfor %}
 {%- if reasoning_effort is defined %}{{ reasoning_effort }}{% endif %}
 {%- for call in messages[0].tool_calls or [] %}{{ call | tojson }}{% endfor %}
 {%- if add_generation_prompt %}assistant: {{ opening or '' }}{% endif %}"""
