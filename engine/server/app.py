@@ -13,7 +13,6 @@ from .door import Door
 from .errors import add_error_handlers
 from .gate import Gate
 from .health import add_health_routes
-from .journal import Journal
 from .native import add_generate_route
 from .openapi import ERRORS, document
 from .options import ServerOptions
@@ -30,7 +29,7 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     app.state.server = server
     app.state.bodies = []  # that the routes take, as post() adds them
     app.add_middleware(Door, options=options)
-    app.add_middleware(Gate, metrics=server.metrics, journal=Journal(options.access_log))
+    app.add_middleware(Gate, metrics=server.metrics, journal=server.journal)
     if origins := options.cors_allow_origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     add_error_handlers(app)

@@ -6,11 +6,11 @@ A line tells who, what, how much and how long, never a prompt, an answer, a head
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .options import ServerOptions
+from .tracing import Tracer
 from .visit import Visit
 
 log = logging.getLogger("radixmesh.requests")
@@ -22,20 +22,25 @@ _QUIET = frozenset({"/health", "/ping", "/metrics"})
 
 @dataclass(slots=True)
 class Journal:
-    """Writes down each visit once it is over. `more` are others that want to know of it, as a tracer."""
+    """Writes down each visit once it is over, and tells the tracer of it, if there is one."""
 
     enabled: bool = True
-    more: list[Callable[[Visit], None]] = field(default_factory=list)
+    tracer: Tracer | None = None
 
     def note(self, visit: Visit) -> None:
         """Write a line for `visit`, which has ended."""
-        for tell in self.more:
-            tell(visit)
         quiet = visit.route in _QUIET and visit.status < 400
+        if self.tracer is not None and not quiet:
+            self.tracer.note(visit)
         if self.enabled and log.isEnabledFor(level := logging.DEBUG if quiet else logging.INFO):
             fields = visit_fields(visit)
             text = " ".join(f"{name}={_plain(value)}" for name, value in fields.items())
             log.log(level, "request %s", text, extra={_FIELDS: fields})
+
+    def close(self) -> None:
+        """Send what the tracer still has."""
+        if self.tracer is not None:
+            self.tracer.close()
 
 
 def visit_fields(visit: Visit) -> dict[str, str | int | float]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from ..config import option
 from ..errors import ConfigError
 from .keys import KeyRing, read_keys
+from .tracing import check_endpoint
 
 ToolCallParser = Literal[
     "auto",
@@ -76,6 +77,9 @@ class ServerOptions:
         30.0, "seconds without a sign of life from the engine after which /health is red"
     )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what the server logs")
+    otlp_traces_endpoint: str | None = option(
+        None, "OTLP/HTTP address that gets a span for each request; default: no traces"
+    )
     log_format: Literal["text", "json"] = option("text", "how lines of the log are written")
     access_log: bool = option(True, "log a line for each HTTP request; never prompts, answers or keys")
 
@@ -100,6 +104,8 @@ class ServerOptions:
                     " https://example.com:8443"
                 )
         _ = self.keys  # whatever is wrong with them is told before the model loads
+        if self.otlp_traces_endpoint is not None:
+            check_endpoint(self.otlp_traces_endpoint)
         _check_choice("log_format", self.log_format, ("text", "json"))
         _check_choice("log_level", self.log_level, ("debug", "info", "warning", "error"))
         _check_choice("tool_call_parser", self.tool_call_parser, get_args(ToolCallParser))

@@ -134,6 +134,7 @@ async def _run(
     for task in (signalled, dead):
         task.cancel()
     await listening
+    await asyncio.to_thread(app.state.server.journal.close)
     return 1 if not llm.alive or not signalled.done() or signalled.cancelled() else 0
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from ..async_llm import AsyncLLM
 from ..errors import NotServingError
 from .formats import Formats, choose_formats
+from .journal import Journal
 from .logprobs import TokenTexts
 from .metrics import Metrics
 from .options import ServerOptions
+from .tracing import Tracer
 from .visit import Visit
 
 
@@ -20,10 +22,14 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
     visits: dict[str, Visit] = field(default_factory=dict)  # open requests by the engine's ids
+    journal: Journal = field(init=False)
     texts: TokenTexts = field(init=False)
     formats: Formats = field(init=False)
 
     def __post_init__(self) -> None:
+        endpoint = self.options.otlp_traces_endpoint
+        tracer = Tracer(endpoint, self.llm.info.name) if endpoint else None
+        self.journal = Journal(self.options.access_log, tracer)
         self.formats = choose_formats(self.llm.tokenizer, self.options)
         self.texts = TokenTexts(self.llm.tokenizer)
         self.metrics.watch_engine(lambda: self.llm.stats)
