@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .engine.cli.joints import Conversion, Joints, Machine
+from .engine.cli.joints import Conversion, Hosts, Joints, Machine
 from .engine.cli.main import main as run_command
 from .engine.config import EngineConfig
 from .engine.plan import Plan, PlanOptions
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         survey=survey,
         convert=convert,
         plan=plan,
+        slice_hosts=slice_hosts,
         follow=follow,
     )
     return run_command(sys.argv[1:] if argv is None else argv, joints)
@@ -52,6 +53,13 @@ def plan(options: PlanOptions) -> Plan:
     from .backends.planner import make_plan
 
     return make_plan(options)
+
+
+def slice_hosts() -> Hosts | None:
+    """The hosts of the TPU slice that this machine is one of several of, for `radixmesh serve`."""
+    from .backends.slice_hosts import slice_hosts as find_hosts
+
+    return find_hosts()
 
 
 def follow(config: EngineConfig) -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..sharding.topology import chip_facts
 
@@ -138,8 +138,11 @@ def _cpu_kind(root: Path) -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-def _find_tpu(root: Path, host: Hardware) -> Hardware | None:
-    """TPU chips are PCI devices of Google; the table of device ids is `sharding/tpu_chips.json`."""
+def tpu_chips_here(root: Path = Path("/")) -> list[Mapping[str, Any]]:
+    """The facts of each TPU chip that this process may use, as `sharding/tpu_chips.json` has them.
+
+    TPU chips are PCI devices of Google; one without its node is not given to this container.
+    """
     chips = {facts["pci"]: facts for facts in chip_facts().values()}
     found = []
     for vendor in sorted(root.glob("sys/bus/pci/devices/*/vendor")):
@@ -150,9 +153,14 @@ def _find_tpu(root: Path, host: Hardware) -> Hardware | None:
         *root.glob("dev/accel/accel[0-9]*"),
         *root.glob("dev/vfio/[0-9]*"),
     ]
-    if not found or not nodes:  # a chip without its node is not given to this container
+    return found[: len(nodes)]
+
+
+def _find_tpu(root: Path, host: Hardware) -> Hardware | None:
+    found = tpu_chips_here(root)
+    if not found:
         return None
-    chip, count = found[0], min(len(found), len(nodes))
+    chip, count = found[0], len(found)
     return replace(
         host,
         platform="tpu",

@@ -72,7 +72,10 @@ class EngineConfig:
     strict_kernels: bool = option(False, "fail where a GPU kernel does not compile; else PyTorch runs it")
     tp_size: int = option(1, "tensor parallel devices: each layer is split over so many")
     dp_size: int = option(1, "data parallel groups; rows, tokens, queue and pool are those of each")
-    nnodes: int = option(1, "processes that the devices belong to, one for each host")
+    nnodes: int = option(
+        1,
+        "processes that the devices belong to, one for each host; serve knows those of a TPU slice",
+    )
     node_rank: int = option(0, "number of this process; 0 serves, the others follow it")
     dist_init_addr: str | None = option(
         None, "HOST:PORT of process 0 for the others, which also uses the next port"

@@ -33,6 +33,14 @@ class Conversion:
     memory_before: int  # before the first tensor was read: interpreter and libraries
 
 
+@dataclass(frozen=True)
+class Hosts:
+    """The hosts of a TPU slice: this one's number, and the addresses of all in order."""
+
+    rank: int
+    addresses: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Joints:
     """The backends' side of the command line."""
@@ -42,4 +50,5 @@ class Joints:
     survey: Callable[[EngineConfig], Machine]
     convert: Callable[[EngineConfig, Path], Conversion]
     plan: Callable[[PlanOptions], Plan]
+    slice_hosts: Callable[[], Hosts | None]  # of the TPU slice that this machine is one of several hosts of
     follow: Callable[[EngineConfig], NoReturn]  # a process of several hosts that is not the first

@@ -24,7 +24,13 @@ def test_it_converts_and_tells_time_and_memory(capsys: pytest.CaptureFixture[str
         )
 
     joints = Joints(
-        version="9.9", find_backend=unused, survey=unused, convert=convert, plan=unused, follow=unused
+        version="9.9",
+        find_backend=unused,
+        survey=unused,
+        convert=convert,
+        plan=unused,
+        slice_hosts=unused,
+        follow=unused,
     )
     assert main(["convert", "--model-path", "a/b", "--dtype", "bfloat16", "--output", "new"], joints) == 0
     assert asked == [(EngineConfig(model_path="a/b", dtype="bfloat16"), Path("new"))]
@@ -39,7 +45,13 @@ def test_it_converts_and_tells_time_and_memory(capsys: pytest.CaptureFixture[str
 )
 def test_what_it_does_not_take(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     joints = Joints(
-        version="9.9", find_backend=unused, survey=unused, convert=unused, plan=unused, follow=unused
+        version="9.9",
+        find_backend=unused,
+        survey=unused,
+        convert=unused,
+        plan=unused,
+        slice_hosts=unused,
+        follow=unused,
     )
     assert main(["convert", *flags], joints) == 2
     assert said in capsys.readouterr().err

@@ -30,6 +30,7 @@ JOINTS = Joints(
     survey=small_machine,
     convert=no_backend,
     plan=no_backend,
+    slice_hosts=no_backend,
     follow=no_backend,
 )
 
@@ -93,6 +94,7 @@ def test_other_ends(raised: BaseException, status: int, capsys: pytest.CaptureFi
         survey=survey,
         convert=no_backend,
         plan=no_backend,
+        slice_hosts=no_backend,
         follow=no_backend,
     )
     assert cli.main(["doctor"], joints) == status
