@@ -49,11 +49,12 @@ def create_jax_runner(
     import jax.numpy as jnp
 
     from ..sharding.rules import ShardingRules
+    from .jax.compilation import use_compilation_cache
     from .jax.devices import mesh_for
     from .jax.loader import load_params
     from .jax.multihost import FollowingRunner, LeadingRunner, join
     from .jax.params import mesh_params
-    from .jax.runner import JaxRunner, use_compilation_cache
+    from .jax.runner import JaxRunner
     from .models.checkpoint import open_checkpoint
     from .models.describe import read_spec
     from .models.families.registry import param_table

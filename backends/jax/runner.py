@@ -1,12 +1,7 @@
 """The JAX model runner: plans in, tokens out, one compiled call a step."""
 
-import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +9,6 @@ import numpy as np
 import psutil
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from tqdm import tqdm
 
 from ...engine.batch import ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
@@ -26,6 +20,7 @@ from ..models.partition import partition
 from ..models.spec import ModelSpec
 from .attention import attention_for
 from .buckets import Shape, compiled_shapes, shape_of
+from .compilation import compile_steps
 from .decoder import Decoder
 from .forward_batch import Layout
 from .pages import DeviceState, choose_pool_tokens, state_shapes, token_bytes
@@ -71,18 +66,10 @@ class JaxRunner:
 
     def warmup(self) -> None:
         """Compile every shape of the bucket table, several at a time, then create the KV pool."""
-        started = time.monotonic()
         shapes = compiled_shapes(self.capacity.max_step_tokens)
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-            tqdm(
-                total=len(shapes), desc="compiling", unit="shape", leave=False, dynamic_ncols=True
-            ) as progress,
-        ):
-            for _ in pool.map(self._compile, shapes):
-                progress.update()
+        self._layouts = {shape: Layout(*shape, self.capacity) for shape in shapes}
+        self._compiled = compile_steps(shapes, self._lower)
         self._state = self._empty_state()
-        print(f"compiled {len(shapes)} step shapes in {time.monotonic() - started:.1f} s", file=sys.stderr)
 
     def forward(self, batches: Sequence[ScheduleBatch | None]) -> _Pending:
         """Launch a step of the smallest shape that serves every group.
@@ -113,14 +100,12 @@ class JaxRunner:
     def _rows(self) -> NamedSharding:
         return self._rules.sharding(self._mesh, ("rows",))
 
-    def _compile(self, shape: Shape) -> None:
-        layout = Layout(*shape, self.capacity)
+    def _lower(self, shape: Shape) -> jax.stages.Lowered:
         attend = attention_for(self._mesh.devices.flat[0])
-        lowered = lower_step(
-            self._definition, self._weights, self._abstract_state(), layout, self._mesh, self._rules, attend
-        )
-        self._compiled[shape] = lowered.compile()
-        self._layouts[shape] = layout
+        return lower_step(
+            self._definition, self._weights, self._abstract_state(), self._layouts[shape], self._mesh,
+            self._rules, attend,
+        )  # fmt: skip
 
     def _abstract_state(self) -> DeviceState:
         return state_shapes(self._spec, self._kv_dtype, self.capacity, self._mesh, self._rules)
@@ -169,15 +154,3 @@ def _capacity(config: EngineConfig, pool: Choice, num_groups: int) -> RunnerCapa
         max_page_indices=2 * num_pages + config.max_running_requests,
         num_groups=num_groups,
     )
-
-
-def use_compilation_cache(config: EngineConfig, folder: Path) -> Choice:
-    """Point JAX's persistent compilation cache at `folder`, or switch it off."""
-    if config.disable_compilation_cache:
-        jax.config.update("jax_enable_compilation_cache", False)
-        return Choice("compilation_cache", "off", "as asked")
-    folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return Choice("compilation_cache", str(folder), "the next start finds its compiled steps there")
