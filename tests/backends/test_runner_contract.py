@@ -48,7 +48,7 @@ def fake_case() -> Case:
     return Case(lambda: FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997), 997, oracle, (None, 5))
 
 
-def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1) -> Case:
+def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1, dp_size: int = 1) -> Case:
     """A tiny random model on the CPU; its oracle is transformers without a cache."""
     folder = TemporaryDirectory()
     model = save_tiny_model(name, Path(folder.name))
@@ -56,7 +56,7 @@ def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1) -> 
     def create() -> ModelRunner:
         config = EngineConfig(
             model_path=folder.name, backend=backend, page_size=8, max_total_tokens=48 * 8,
-            max_running_requests=6, chunked_prefill_size=32, tp_size=tp_size,
+            max_running_requests=6, chunked_prefill_size=32, tp_size=tp_size, dp_size=dp_size,
         )  # fmt: skip
         with folder:
             return create_runner(config, describe_model(config))
@@ -73,6 +73,7 @@ def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1) -> 
 RUNNERS: dict[str, Callable[[], Case]] = {
     "fake": fake_case,
     "jax": lambda: tiny_case("gemma3", "jax"),
+    "jax, two groups of two devices": lambda: tiny_case("qwen3", "jax", tp_size=2, dp_size=2),
     "torch": lambda: tiny_case("gemma3", "torch"),
     "torch, two ranks": lambda: tiny_case("qwen3", "torch", tp_size=2),
 }
@@ -107,6 +108,7 @@ class Row:
 
 
 Part = tuple[Row, int]  # a row and how many tokens of it are computed in the step
+Launched = tuple[list[list[Row]], PendingTokens]  # each group's rows that sample
 
 
 class Bench:
@@ -133,24 +135,33 @@ class Bench:
         rng = random.Random(1000 * length + salt)
         return [rng.randrange(self.case.vocab_size) for _ in range(length)]
 
-    def launch(self, *parts: Part) -> tuple[tuple[Part, ...], list[Row], PendingTokens]:
-        batch, sampled = plan(self.steps, parts, self.capacity.page_size)
-        self.steps += 1
-        for row, count in parts:
-            row.computed += count
-            row.in_flight += row in sampled
-        return parts, sampled, self.runner.forward([batch])
+    def launch(self, *parts: Part) -> Launched:
+        """A step in which the last group computes `parts`, and others nothing."""
+        return self.launch_groups([()] * (self.capacity.num_groups - 1) + [parts])
 
-    def collect(self, launched: tuple[tuple[Part, ...], list[Row], PendingTokens]) -> StepTokens:
-        _, sampled, pending = launched
-        (result,) = pending.result()
-        assert result.token_ids.shape == (len(sampled),)
-        for row, token in zip(sampled, result.token_ids.tolist(), strict=True):
-            assert 0 <= token < self.case.vocab_size
-            row.in_flight -= 1
-            row.tokens.append(token)
-            row.output.append(token)
-        return result
+    def launch_groups(self, groups: Sequence[Sequence[Part]]) -> Launched:
+        """A step in which each group computes its parts, if it has any."""
+        plans = [
+            plan(self.steps, parts, self.capacity.page_size) if parts else (None, []) for parts in groups
+        ]
+        self.steps += 1
+        for parts, (_, sampled) in zip(groups, plans, strict=True):
+            for row, count in parts:
+                row.computed += count
+                row.in_flight += row in sampled
+        return [sampled for _, sampled in plans], self.runner.forward([batch for batch, _ in plans])
+
+    def collect(self, launched: Launched) -> StepTokens:
+        """What the last group has sampled; every row gets its token."""
+        groups, pending = launched
+        for sampled, result in zip(groups, results := pending.result(), strict=True):
+            assert result.token_ids.shape == (len(sampled),)
+            for row, token in zip(sampled, result.token_ids.tolist(), strict=True):
+                assert 0 <= token < self.case.vocab_size
+                row.in_flight -= 1
+                row.tokens.append(token)
+                row.output.append(token)
+        return results[-1]
 
     def run(self, *parts: Part) -> StepTokens:
         return self.collect(self.launch(*parts))
@@ -330,6 +341,16 @@ def test_pages_and_slot_change_hands_while_a_step_is_in_flight(bench: Bench) -> 
     for each in launched:
         bench.collect(each)
     assert (old.output, new.output) == want
+
+
+def test_groups_have_pages_and_slots_of_their_own(bench: Bench) -> None:
+    """In the same steps every group computes a prompt of its own, on pages and a slot of the same numbers."""
+    pages = bench.pages_for(16, bench.pages())
+    rows = [Row(bench.prompt(9, group), pages, 1) for group in range(bench.capacity.num_groups)]
+    want = [bench.alone(row.tokens, 4) for row in rows]
+    for count in (9, 1, 1, 1):
+        bench.collect(bench.launch_groups([[(row, count)] for row in rows]))
+    assert [row.output for row in rows] == want
 
 
 def test_a_step_may_sample_nothing(bench: Bench) -> None:
