@@ -78,9 +78,10 @@ class CompiledStep:
     code_bytes: int
     pool_aliased: bool  # the KV pool is updated in place
     hbm_bytes: float  # moved by one run, with the kernels' own estimates
-    flops: float
     transfers: tuple[Transfer, ...]
     compile_seconds: float
+    seconds: float  # the least time for these bytes and transfers, and the multiplications of the plan
+    bound: str  # what takes most of it, as in `StepPlan`
 
 
 @dataclass(frozen=True, kw_only=True)

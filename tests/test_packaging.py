@@ -173,7 +173,7 @@ TORCH_KERNELS = ("kernels/tuning.py",) + tuple(
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("engine", "backends/models", "backends/fake", "backends/jax", "kernels", "sharding"), ()),
+        (("engine", "backends/models", "backends/fake", "backends/jax", "kernels", "sharding"), ("plot",)),
         (("backends/torch_cuda", *TORCH_KERNELS), ("torch",)),
         (("tests", "benchmarks", "examples"), ("test",)),
     ],

@@ -24,8 +24,9 @@ from ...sharding.axis import MeshAxis
 from ...sharding.collectives import read_collectives
 from ...sharding.hlo import Program
 from ...sharding.mesh import MeshSpec, make_mesh
+from ...sharding.roofline import roofline
 from ...sharding.rules import ShardingRules
-from ...sharding.topology import Topology
+from ...sharding.topology import Topology, chip_of
 from ...sharding.traffic import hbm_bytes
 from ..models.families.registry import param_table
 from ..models.partition import partition
@@ -42,7 +43,7 @@ from .step import lower_step
 
 def compile_step(
     spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: Shape,
-    live_tokens: int | None = None,
+    live_tokens: int, flops: float,
 ) -> CompiledStep:  # fmt: skip
     """Compile the step of one shape for the devices of `mesh` and report on it.
 
@@ -51,22 +52,25 @@ def compile_step(
         dtypes: of weights and activations, and of the KV pool.
         shape: one of the bucket table.
         live_tokens: keys that a data shard's rows hold together, for the attention kernel's cost estimate.
+        flops: that one device does in the step; the compiler counts the layers' loop once.
 
     Raises ConfigError when it does not fit the devices' memory.
     """
-    lowered, pool_bytes = _lower(spec, capacity, mesh, dtypes, shape, live_tokens)
+    lowered, pool_bytes = lower_abstract(spec, capacity, mesh, dtypes, shape, live_tokens)
     started = time.monotonic()
     compiled, text = compile_with_text(lowered)
     seconds = time.monotonic() - started
-    memory, cost, program = compiled.memory_analysis(), compiled.cost_analysis(), Program.parse(text)
-    assert memory is not None and cost is not None
+    memory, chip, program = compiled.memory_analysis(), chip_of(mesh.devices.flat[0]), Program.parse(text)
+    assert memory is not None and chip is not None
+    collectives = read_collectives(program)
+    moved = hbm_bytes(program)
+    times = roofline(chip, moved, flops, (each for each in collectives if each.always))
     return CompiledStep(
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         pool_aliased=memory.alias_size_in_bytes >= pool_bytes,
-        hbm_bytes=hbm_bytes(program),
-        flops=cost["flops"],
+        hbm_bytes=moved,
         transfers=tuple(
             Transfer(
                 kind=each.kind,
@@ -75,9 +79,11 @@ def compile_step(
                 count=each.count,
                 always=each.always,
             )
-            for each in read_collectives(program)
+            for each in collectives
         ),
         compile_seconds=seconds,
+        seconds=times.seconds,
+        bound=times.bound,
     )
 
 
@@ -101,7 +107,7 @@ def compile_for_plan(
         keys = step.tokens * spec.num_layers
     dtypes = (config.dtype, config.kv_cache_dtype)
     shape = shape_of(config.chunked_prefill_size, step.tokens, SamplingVariant.GREEDY)
-    return compile_step(spec, capacity, mesh, dtypes, shape, keys // spec.num_layers)
+    return compile_step(spec, capacity, mesh, dtypes, shape, keys // spec.num_layers, step.flops)
 
 
 def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
@@ -122,11 +128,11 @@ def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
         return compiled, dumped.read_text(encoding="utf-8")
 
 
-def _lower(
+def lower_abstract(
     spec: ModelSpec, capacity: RunnerCapacity, mesh: Mesh, dtypes: tuple[str, str], shape: Shape,
-    live_tokens: int | None,
+    live_tokens: int | None = None,
 ) -> tuple[jax.stages.Lowered, int]:  # fmt: skip
-    """The step ready to compile, and the bytes of the KV pool on one device."""
+    """The step of shapes alone, ready to compile, and the bytes of the KV pool on one device."""
     dtype, kv_dtype = (jnp.dtype(each) for each in dtypes)
     rules, tensor = ShardingRules(), MeshAxis("tensor", mesh.shape["tensor"])
     params = mesh_params(param_table(spec))

@@ -7,21 +7,30 @@ prefill chunks. Without --mesh, every layout that makes sense, the fastest first
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from ..plan import LayoutPlan, Plan, PlanOptions, StepPlan
 from .joints import Joints
 from .options import add_options, read_options
+from .plan_plot import check_plot, draw
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="also draw throughput against latency, a line a layout"
+    )
     add_options(parser, PlanOptions, unset="as serve chooses")
 
 
 def run(arguments: argparse.Namespace, joints: Joints) -> int:
     """Make the plan and print it."""
+    if arguments.plot:
+        check_plot(arguments.plot)
     plan = joints.plan(PlanOptions(**read_options(arguments, PlanOptions)))
+    if arguments.plot:
+        draw(plan).savefig(arguments.plot, dpi=150)
     if arguments.json:
         print(json.dumps(asdict(plan), indent=2))
     else:
@@ -38,7 +47,7 @@ def print_plan(plan: Plan) -> None:
         print(f"  {choice.name}={choice.value} because {choice.reason}")
     for rank, layout in enumerate(plan.layouts, 1):
         print(f"\n{rank}. data={layout.data}, tensor={layout.tensor}" if len(plan.layouts) > 1 else "")
-        _print_layout(layout, plan)
+        _print_layout(layout)
     for layout in plan.refused:
         print(f"\nDoes not fit: data={layout.data}, tensor={layout.tensor}: {layout.refusal}")
     print(
@@ -48,7 +57,7 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def _print_layout(layout: LayoutPlan, plan: Plan) -> None:
+def _print_layout(layout: LayoutPlan) -> None:
     pool = f"{_size(layout.pool_bytes)} of KV pool at {layout.token_bytes:,} bytes a token"
     print(f"   a device: {_size(layout.weight_bytes)} of weights, {pool}")
     held = ", ".join(f"{count:,} of {length:,} tokens" for length, count in layout.requests.items())
@@ -60,8 +69,13 @@ def _print_layout(layout: LayoutPlan, plan: Plan) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("   " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for step in (layout.steps[-2], layout.steps[-1]):  # the decode step of the most rows, and the prefill
-        print(f"   {_name(step)}: {_transfers(step)}{_compiled(step, plan)}")
+    prefill = layout.steps[-1]
+    print(
+        f"   time to first token of a prompt of {prefill.tokens:,} that meets no other:"
+        f" {_ms(prefill.seconds)} to {_ms(prefill.slow_seconds)} ms"
+    )
+    for step in (layout.steps[-2], prefill):  # the decode step of the most rows, and the prefill
+        print(f"   {_name(step)}: {_transfers(step)}{_compiled(step)}")
 
 
 def _cells(step: StepPlan) -> tuple[str, ...]:
@@ -93,14 +107,15 @@ def _transfers(step: StepPlan) -> str:
     return ", ".join(told) or "no transfers between devices"
 
 
-def _compiled(step: StepPlan, plan: Plan) -> str:
+def _compiled(step: StepPlan) -> str:
     if (found := step.compiled) is None:
         return ""
     pool = "KV pool updated in place" if found.pool_aliased else "KV pool COPIED"
     return (
         f"; compiled in {found.compile_seconds:.1f} s: {_size(found.temp_bytes)} of temporaries,"
-        f" {_size(found.code_bytes)} of code, {pool}, {found.hbm_bytes / 1e9:.2f} GB of HBM moved,"
-        f" {_ms(found.hbm_bytes / plan.bandwidth)} ms at its peak"
+        f" {_size(found.code_bytes)} of code, {pool}; by what the compiler says that it moves"
+        f" ({found.hbm_bytes / 1e9:.2f} GB of HBM, and the transfers) at least {_ms(found.seconds)} ms,"
+        f" bound by {found.bound}"
     )
 
 

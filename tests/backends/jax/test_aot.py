@@ -48,6 +48,7 @@ def test_a_decode_step_moves_weights_and_live_keys_once(topology: str) -> None:
     assert step.compiled is not None
     assert step.compiled.hbm_bytes < 1.10 * step.hbm_bytes
     assert step.compiled.hbm_bytes > 0.95 * step.hbm_bytes  # nothing goes uncounted
+    assert step.compiled.seconds == pytest.approx(step.seconds, rel=0.1) and step.compiled.bound == step.bound
     hidden, layers = 1024, 28
     sums = Transfer(kind="all-reduce", devices=devices, bytes=ROWS * hidden * 2, count=2 * layers + 1)
     words = Transfer(kind="all-gather", devices=devices, bytes=devices * 2 * ROWS * 4, count=1)
