@@ -142,7 +142,7 @@ def misses(key: str, plan: dict[str, Any]) -> list[str]:
                 f"{name}: arguments take {compiled['argument_bytes']} bytes, planned were {planned}"
             )
         if step["kind"] == "decode" and (ratio := compiled["hbm_bytes"] / step["hbm_bytes"]) > TRAFFIC:
-            missed.append(f"{name}: moves {ratio:.2f} times weights and live KV")
+            missed.append(f"{name}: moves {ratio:.3f} times weights and live KV")
     return missed
 
 
