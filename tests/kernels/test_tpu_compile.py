@@ -21,6 +21,7 @@ SMOLLM: dict[str, Any] = dict(heads=9, kv_heads=3, head_dim=64, page_size=32)
 CASES = [
     ("v4", LLAMA_8B, 2048, "bfloat16"),
     ("v4", LLAMA_8B_SLICE, 16, "int8"),
+    ("v4", {**GEMMA_4B, "page_size": 256}, 256, "bfloat16"),
     ("v5e", LLAMA_8B, 16, "bfloat16"),
     ("v5e", GEMMA_4B, 128, "int8"),
     ("v5p", SMOLLM, 16, "float8_e4m3fn"),
