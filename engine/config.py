@@ -47,6 +47,9 @@ class EngineConfig:
         "auto", "where weights come from; dummy draws random ones from config.json alone"
     )
     skip_tokenizer_init: bool = option(False, "take and return token ids only; load no tokenizer")
+    trust_remote_code: bool = option(
+        False, "run Python code that comes with the model's tokenizer; such a model is refused else"
+    )
     chat_template: str | None = option(None, "file with a Jinja chat template; default: the model's own")
     sampling_defaults: Literal["model", "openai"] = option(
         "model", "defaults of unset sampling parameters: the model's generation_config.json, or OpenAI's"

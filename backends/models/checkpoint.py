@@ -14,6 +14,7 @@ from .hf_config import read_json
 from .source import ModelSource
 
 _DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100 << 20  # bytes; the format's own limit
 
@@ -86,6 +87,11 @@ def _files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").exists():  # others beside it are other formats of the same
         return [folder / "model.safetensors"]
     files = sorted(folder.glob("*.safetensors"))
+    if not files and (pickles := sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)):
+        raise ModelError(
+            f"the weights of {folder} are in {pickles[0]}, a pickle, which could run code as it is read;"
+            " accepted are *.safetensors files, as save_pretrained of transformers writes them"
+        )
     if not files:
         raise ModelError(f"{folder} holds no *.safetensors files; load_format=dummy needs none")
     return files

@@ -97,12 +97,13 @@ def _looks_like_repo(text: str) -> bool:
 def _download(config: EngineConfig) -> str:
     from huggingface_hub import snapshot_download
 
-    dummy = config.load_format == "dummy"
+    weights = () if config.load_format == "dummy" else ("*.safetensors",)
+    code = ("*.py",) if config.trust_remote_code else ()
     try:
         return snapshot_download(
             config.model_path,
             revision=config.revision,
-            allow_patterns=[*DESCRIPTION, *(() if dummy else ("*.safetensors",))],
+            allow_patterns=[*DESCRIPTION, *weights, *code],
             ignore_patterns=_HUB_DUPLICATES,
         )
     except Exception as error:  # hub, network and file errors share no base class

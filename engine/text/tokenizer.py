@@ -191,7 +191,8 @@ def tokenizer_of(config: EngineConfig, info: ModelInfo) -> Tokenizer | None:
     """The tokenizer that `config` asks for, by default the model's own; None with skip_tokenizer_init."""
     if config.skip_tokenizer_init:
         return None
-    return load_tokenizer(config.tokenizer_path or info.path, config.chat_template, config.revision)
+    path = config.tokenizer_path or info.path
+    return load_tokenizer(path, config.chat_template, config.revision, config.trust_remote_code)
 
 
 _ACCEPTED = (
@@ -201,12 +202,16 @@ _ACCEPTED = (
 
 
 def load_tokenizer(
-    path: str, chat_template_file: str | None = None, revision: str | None = None
+    path: str,
+    chat_template_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Tokenizer:
     """Load the tokenizer of a folder, a Hugging Face repo id or a .gguf file.
 
     `chat_template_file` holds a Jinja template that replaces the model's own. Code that comes with a
-    model is never run. Raises ModelError if there is no tokenizer or it is not a fast one.
+    model is run only with `trust_remote_code`. Raises ModelError if there is no tokenizer or it is not a
+    fast one.
     """
     template = _read_template(chat_template_file) if chat_template_file is not None else None
     # transformers tells users without torch that only tokenizers will work, which are all we want of it
@@ -216,7 +221,12 @@ def load_tokenizer(
 
         return Tokenizer(load_gguf_tokenizer(path), template)
     try:
-        fast = _load_generic(path) or _load_auto(path, revision)
+        fast = _load_generic(path) or _load_auto(path, revision, trust_remote_code)
+    except _UntrustedCodeError:
+        raise ModelError(
+            f"the tokenizer of {path} is Python code that comes with it; accepted are tokenizers without any,"
+            " or trust_remote_code (--trust-remote-code), which runs it with all that this process may do"
+        ) from None
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"no tokenizer could be loaded from {path}: {reason}; {_ACCEPTED}") from error
@@ -253,7 +263,16 @@ def _load_generic(path: str) -> "PreTrainedTokenizerFast | None":
     return fast
 
 
-def _load_auto(path: str, revision: str | None) -> Any:
+class _UntrustedCodeError(Exception):
+    """There is code to run, and leave was not given."""
+
+
+def _load_auto(path: str, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise _UntrustedCodeError from error
+        raise

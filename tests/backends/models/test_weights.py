@@ -126,3 +126,11 @@ def test_a_large_dummy_matrix_has_no_equal_rows() -> None:
         array for param, _, array in dummy_params(large, param_table(large)) if param.name == "embed"
     )
     assert len(np.unique(embed[:, :4], axis=0)) == 4096
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
+def test_pickled_weights_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ModelError, match=f"{name}, a pickle, .* accepted are .*safetensors"):
+        SafetensorsCheckpoint(tmp_path)
