@@ -34,6 +34,7 @@ class Metrics:
         self._ttft = self._histogram(
             "time_to_first_token_seconds", "from arrival to the first token", _TTFT_BUCKETS
         )
+        self._queue = self._histogram("queue_time_seconds", "from arrival to the first step", _TTFT_BUCKETS)
         self._itl = self._histogram(
             "inter_token_latency_seconds", "between one token and the next", _ITL_BUCKETS
         )
@@ -86,6 +87,7 @@ class RequestClock:
             last = self._last.get(output.index)
             if last is None:
                 self._metrics._ttft.observe(now - self._started)
+                self._metrics._queue.observe(output.queue_seconds)
             else:  # several tokens at once share the wait evenly
                 for _ in range(count):
                     self._metrics._itl.observe((now - last) / count)

@@ -41,11 +41,12 @@ def test_a_clock_counts_first_tokens_gaps_and_ends() -> None:
     clock = metrics.clock()
     for count in (1, 1, 3):  # three tokens at once are three gaps
         clock.saw(RequestOutput(request_id="a", index=0, new_token_ids=[7] * count))
-    clock.saw(RequestOutput(request_id="a", index=1, new_token_ids=[7]))
+    clock.saw(RequestOutput(request_id="a", index=1, new_token_ids=[7], queue_seconds=2.5))
     clock.saw(RequestOutput(request_id="a", index=0, finish_reason=FinishReason.STOP))
     clock.saw(RequestOutput(request_id="a", index=1, finish_reason=FinishReason.ABORT))
     got = scrape(metrics)
     assert got["time_to_first_token_seconds_count"] == 2
+    assert got["queue_time_seconds_count"] == 2 and got["queue_time_seconds_sum"] == 2.5
     assert got["inter_token_latency_seconds_count"] == 4
     assert got["e2e_request_latency_seconds_count"] == 2
     assert got["num_requests_total stop"] == got["num_requests_total abort"] == 1
