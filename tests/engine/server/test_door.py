@@ -10,6 +10,9 @@ import httpx
 import pytest
 from starlette.routing import Route
 
+from radixmesh.engine.cli import serve
+from radixmesh.engine.cli.options import Parser, read_options
+from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.errors import ConfigError
 from radixmesh.engine.request import SamplingParams
 from radixmesh.engine.server.allowance import Bucket
@@ -261,6 +264,21 @@ def test_headers_have_a_bound() -> None:
         assert (await client.get("/health?" + "b" * 1000)).status_code == 431
 
     visit(ask, max_header_bytes=600)
+
+
+def test_flags_of_the_command_line_reach_the_options() -> None:
+    parser = Parser()
+    serve.add_arguments(parser)
+    words = (
+        "--api-key a --api-key b --admin-api-key c --cors-allow-origins * --cors-allow-origins http://x:1"
+        " --rate-limit-requests 5 --receive-timeout 2.5 --no-access-log --trust-remote-code"
+    )
+    arguments = parser.parse_args(words.split())
+    options = ServerOptions(**read_options(arguments, ServerOptions))
+    assert options.api_key == ("a", "b") and options.cors_allow_origins == ("*", "http://x:1")
+    assert [key.name for key in options.keys.user] == ["key-1", "key-2"] and options.keys.admin
+    assert (options.rate_limit_requests, options.receive_timeout, options.access_log) == (5, 2.5, False)
+    assert read_options(arguments, EngineConfig) == {"trust_remote_code": True}
 
 
 @pytest.mark.parametrize(
