@@ -13,11 +13,12 @@ from starlette.routing import Route
 from radixmesh.engine.cli import serve
 from radixmesh.engine.cli.options import Parser, read_options
 from radixmesh.engine.config import EngineConfig
-from radixmesh.engine.errors import ConfigError
+from radixmesh.engine.errors import ConfigError, QueueFullError
 from radixmesh.engine.request import SamplingParams
 from radixmesh.engine.server.allowance import Bucket
 from radixmesh.engine.server.app import create_app
 from radixmesh.engine.server.door import OPEN_PATHS
+from radixmesh.engine.server.keys import read_keys
 from radixmesh.engine.server.options import ServerOptions
 from radixmesh.engine.stats import EngineStats
 from tests.engine.server.scripted import ScriptedLLM
@@ -216,6 +217,36 @@ def test_a_text_is_guessed_first_and_counted_then() -> None:
         assert int(refused.headers["retry-after"]) in (7, 8)  # from -4 to 1, at two in three seconds
 
     visit(ask, rate_limit_tokens=40)
+
+
+def test_what_the_engine_refuses_costs_no_tokens() -> None:
+    class Full(QuietLLM):
+        async def generate(self, *args: Any, **options: Any) -> Any:
+            raise QueueFullError("others wait")
+            yield
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for _ in range(3):
+            refused = await client.post("/v1/completions", json={**BODY, "prompt": [[1] * 9, [2] * 9]})
+            assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+
+    visit(ask, Full(), rate_limit_tokens=12)
+
+
+def test_every_key_is_compared_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that a search takes must not tell how near a guess came."""
+    compared: list[bytes] = []
+
+    def compare(known: bytes, given: bytes) -> bool:
+        compared.append(known)
+        return known == given
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    ring = read_keys(["first", "second"], None, "chief")
+    for guess, name in ((b"first", "key-1"), (b"second", "key-2"), (b"chief", "admin"), (b"firs", None)):
+        compared.clear()
+        found = ring.find([guess])
+        assert (found.name if found else None) == name and len(compared) == 3
 
 
 def test_a_bucket_refills_evenly_and_no_higher_than_its_size() -> None:
