@@ -6,9 +6,12 @@ Names are those of OpenTelemetry's conventions for HTTP and generative AI where 
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .visit import Visit
+
+if TYPE_CHECKING:  # the options check an endpoint without loading a server
+    from .visit import Visit
 
 _ENDPOINT = re.compile(r"https?://[^/\s@]+(/\S*)?")
 _GOODBYE = 3.0  # seconds that the last spans have
@@ -53,7 +56,7 @@ class Tracer:
         self._propagator = TraceContextTextMapPropagator()
         self._model = model
 
-    def note(self, visit: Visit) -> None:
+    def note(self, visit: "Visit") -> None:
         """Send a span of `visit`, which has ended: a child of the caller's, if it named one."""
         from opentelemetry.trace import SpanKind, StatusCode
 
@@ -75,7 +78,7 @@ class Tracer:
         last.join(_GOODBYE)
 
 
-def span_attributes(visit: Visit, model: str) -> Attributes:
+def span_attributes(visit: "Visit", model: str) -> Attributes:
     """What a span tells. Times are in seconds; prefill is from the end of the queue to the first token,
     decode from there to the end."""
     told: dict[str, str | int | float | Sequence[str]] = {
