@@ -11,7 +11,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from .request import Request
+from .request import Request, TokenLogprobs
 
 I32 = NDArray[np.int32]
 U32 = NDArray[np.uint32]
@@ -71,6 +71,7 @@ class ScheduleBatch:
     page_offsets: I32  # [S + 1]
     logits_positions: I32  # [L] into the flat token axis
     logits_rows: I32  # [L] into the rows
+    constrained: I32  # [C] into the wanted positions: those whose token a mask bounds
     sampling: SamplingArrays
 
     @property
@@ -86,3 +87,12 @@ class StepTokens:
     logprobs: F32 | None = None  # [L]
     top_ids: I32 | None = None  # [L, MAX_TOP_LOGPROBS]
     top_logprobs: F32 | None = None  # [L, MAX_TOP_LOGPROBS]
+
+    def logprobs_of(self, index: int, num_top: int) -> TokenLogprobs:
+        """Those of one token, with so many alternatives."""
+        assert self.logprobs is not None and self.top_ids is not None and self.top_logprobs is not None
+        return TokenLogprobs(
+            logprob=float(self.logprobs[index]),
+            top_ids=self.top_ids[index, :num_top].tolist(),
+            top_logprobs=self.top_logprobs[index, :num_top].tolist(),
+        )

@@ -41,6 +41,7 @@ class SamplingTable:
         self.repetition_penalty = np.ones(num_slots, np.float32)
         self.prompt_lens = np.zeros(num_slots, np.int32)
         self.variant = np.zeros(num_slots, np.int32)
+        self.constrained = np.zeros(num_slots, np.bool_)
         self.bias_ids = [_NO_IDS] * num_slots
         self.bias_values = [_NO_VALUES] * num_slots
         self.forbidden = [_NO_IDS] * num_slots
@@ -58,6 +59,7 @@ class SamplingTable:
         self.repetition_penalty[slot] = params.repetition_penalty
         self.prompt_lens[slot] = request.num_prompt_tokens
         self.variant[slot] = _variant(params)
+        self.constrained[slot] = request.matcher is not None
         bias = params.logit_bias
         self.bias_ids[slot] = np.fromiter(bias.keys(), np.int32, len(bias))
         self.bias_values[slot] = np.fromiter(bias.values(), np.float32, len(bias))
@@ -137,7 +139,8 @@ def build_batch(
     sampled = rows if len(sampling_chunks) == len(chunks) else (*decode, *(rows[i] for i in sampling_chunks))
     logits_rows = np.arange(len(sampled), dtype=np.int32)
     logits_rows[len(decode) :] = sampling_chunks
-    sampling, variant = table.gather(sampled, slots[logits_rows], kv_lens[logits_rows])
+    sampled_slots = slots[logits_rows]
+    sampling, variant = table.gather(sampled, sampled_slots, kv_lens[logits_rows])
     return ScheduleBatch(
         step=step,
         rows=rows,
@@ -153,6 +156,7 @@ def build_batch(
         page_offsets=page_offsets,
         logits_positions=cu_q_lens[1:][logits_rows] - 1,
         logits_rows=logits_rows,
+        constrained=np.flatnonzero(table.constrained[sampled_slots]).astype(np.int32),
         sampling=sampling,
     )
 

@@ -72,6 +72,9 @@ class EngineConfig:
     radix_eviction_policy: Literal["lru", "lfu"] = option("lru", "which cached prefix goes first")
     disable_radix_cache: bool = option(False, "share no prefixes between requests")
     disable_overlap_schedule: bool = option(False, "wait for each step before scheduling the next")
+    disable_jump_forward: bool = option(
+        False, "sample every token of a constrained output, those too that its grammar dictates"
+    )
     strict_kernels: bool = option(False, "fail where a GPU kernel does not compile; else PyTorch runs it")
     tp_size: int = option(1, "tensor parallel devices: each layer is split over so many")
     dp_size: int = option(1, "data parallel groups; rows, tokens, queue and pool are those of each")

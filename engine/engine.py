@@ -57,13 +57,18 @@ class Engine:
         return any([each.abort(request_id) for each in self.schedulers])  # children may be in all of them
 
     def step(self) -> list[TokenOutput]:
-        """One turn: launch the next step, then take in the one before, which ran meanwhile."""
+        """One turn: launch the next step, then take in the one before, which ran meanwhile.
+
+        What grammars allow in the next step follows from the one before: it is found out while the device
+        is on its way to the logits.
+        """
         launched = self._launch([self._schedule(each) for each in self.schedulers])
         if self.config.disable_overlap_schedule:
-            due, self._in_flight = launched, None
+            due, self._in_flight = self._constrain(launched), None
         else:
             due, self._in_flight = self._in_flight, launched
         outputs = self._collect(due) if due else []
+        self._in_flight = self._constrain(self._in_flight)
         for scheduler in self.schedulers:
             outputs += scheduler.take_outputs()
         if not self.has_work:
@@ -108,6 +113,19 @@ class Engine:
         except Exception as error:
             self._fail(error, batches)
             return None
+
+    def _constrain(self, step: _Step | None) -> _Step | None:
+        """Give a launched step its masks, if it needs any. None if it fails, or if there is none."""
+        if step is None or not any(batch is not None and len(batch.constrained) for batch in step.batches):
+            return step
+        groups = zip(self.schedulers, step.batches, strict=True)
+        try:
+            masks = [None if batch is None else scheduler.masks(batch) for scheduler, batch in groups]
+            step.pending.constrain(masks)
+        except Exception as error:
+            self._fail(error, step.batches)
+            return None
+        return step
 
     def _collect(self, step: _Step) -> list[TokenOutput]:
         try:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RequestError
+from .grammar.grammar import Matcher
 from .radix_cache import RadixNode
 
 MAX_LOGIT_BIAS = 300  # entries per request, as OpenAI allows
@@ -176,6 +177,7 @@ class Request:
     extra_key: str = ""  # separates prefixes that must not be shared: adapter, cache salt
     parent_id: str | None = None  # set when n > 1 made several requests of one
     arrival_time: float = 0.0  # time.monotonic()
+    matcher: Matcher | None = None  # set before it is queued if params.grammar is
 
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
@@ -187,6 +189,7 @@ class Request:
     node: RadixNode | None = None
     num_computed_tokens: int = 0
     num_in_flight: int = 0  # tokens sampled on the device and not yet seen by the host
+    num_foreseen: int = 0  # tokens that the device still samples and the host has taken already
     num_cached_tokens: int = 0  # prefix found in the cache when first admitted
     queue_seconds: float = 0.0  # from arrival to when it was first admitted
     num_preemptions: int = 0

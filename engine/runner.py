@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .batch import ScheduleBatch, StepTokens
+from .batch import U32, ScheduleBatch, StepTokens
 from .config import Choice, EngineConfig
 
 
@@ -39,6 +39,15 @@ class RunnerCapacity:
 class PendingTokens(Protocol):
     """A step that the device may still be working on."""
 
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        """Bound what the step's constrained rows may sample, and launch the rest of it.
+
+        `masks` has uint32 [C, ceil(vocab / 32)] for each group with constrained rows, None for one without:
+        bit `i % 32` of word `i // 32` allows token i, and at least one is allowed. Logprobs are of the
+        model's own distribution all the same.
+        """
+        ...
+
     def result(self) -> Sequence[StepTokens]:
         """Block until the step is done, then return the tokens of each group's batch; none for no batch."""
         ...
@@ -68,6 +77,9 @@ class ModelRunner(Protocol):
 
         `batches` has one for each group of `capacity.num_groups`, None where a group has nothing to do; not
         all of them are None.
+
+        A step with `constrained` rows gets as far as the logits, while the host finds out what may come
+        next; then `constrain` must be called: once, before `result` and before the next `forward`.
         """
         ...
 

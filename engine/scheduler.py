@@ -20,20 +20,25 @@ from itertools import chain
 
 import numpy as np
 
-from .batch import I32, SamplingVariant, ScheduleBatch, StepTokens
+from .batch import I32, U32, SamplingVariant, ScheduleBatch, StepTokens
 from .batch_builder import Chunk, SamplingTable, build_batch
 from .config import EngineConfig
-from .errors import QueueFullError, RequestError
+from .errors import GrammarError, QueueFullError, RequestError
+from .grammar.step_masks import accept, forced, step_masks
 from .limits import Limits
 from .outputs import TokenOutput
 from .page_pool import PagePool
 from .policy import WaitingQueue, claim
 from .radix_cache import RadixCache, RadixNode
-from .request import FinishReason, Request, RequestStatus, TokenLogprobs
+from .request import FinishReason, Request, RequestStatus
+from .request_pages import RequestPages, add_pages
 from .runner import ModelInfo, RunnerCapacity
 from .stats import EngineStats
 
 logger = logging.getLogger(__name__)
+
+# steps that a forced run has to save: its chunk needs a larger bucket than decode rows, and on a GPU no graph
+MIN_JUMP = 3
 
 PageKey = tuple[RadixNode, bytes]
 
@@ -69,6 +74,7 @@ class Scheduler:
         self.token_budget = min(
             config.chunked_prefill_size or capacity.max_step_tokens, capacity.max_step_tokens
         )
+        self._pages = RequestPages(self.pool, self.cache, self.page_size)
         # never more decode rows than the budget: while one request prefills, a token is left for it
         self.max_rows = min(
             config.max_running_requests or capacity.max_running_requests,
@@ -147,7 +153,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """A snapshot of gauges and counters."""
-        held = self.pool.num_pages - self._available_pages
+        held = self.pool.num_pages - self._pages.available
         return replace(
             self.counters,
             num_running=self.num_running,
@@ -180,7 +186,7 @@ class Scheduler:
         """Plan the next step, or None when nothing can be computed before a step in flight is processed."""
         plan = _Plan(self.token_budget, self.capacity.max_page_indices)
         preemptions = self.counters.preemptions
-        if self.prefilling and not self._available_pages:
+        if self.prefilling and not self._pages.available:
             self._feed_best_claim()
         self._plan_decode(plan)
         for request in list(self.prefilling.values()):
@@ -203,9 +209,9 @@ class Scheduler:
         rows = [each for each in self.decoding.values() if each.num_computed_tokens < each.last_position]
         size = self.page_size
         needy = [each for each in rows if each.num_computed_tokens == len(each.pages) * size]
-        if len(needy) <= self._available_pages:
-            for request, page in zip(needy, self._take_pages(len(needy)), strict=True):
-                _add_pages(request, [page])
+        if len(needy) <= self._pages.available:
+            for request, page in zip(needy, self._pages.take(len(needy)), strict=True):
+                add_pages(request, [page])
         else:
             rows = self._share_out_pages(rows)
         entries = sum([len(each.pages) for each in rows])
@@ -221,12 +227,12 @@ class Scheduler:
             return True
         start = request.num_computed_tokens
         room = plan.page_indices - len(request.pages)
-        growth = min(self._available_pages, room)
+        growth = min(self._pages.available, room)
         limit = (len(request.pages) + growth) * self.page_size if room >= 0 else 0
         end = min(request.num_tokens, start + plan.tokens, limit)
         if end <= start:
             return False
-        _add_pages(request, self._take_pages(self._pages_of(end) - len(request.pages)))
+        add_pages(request, self._pages.take(self._pages_of(end) - len(request.pages)))
         plan.tokens -= end - start
         plan.page_indices -= len(request.pages)
         plan.chunks.append(Chunk(request, start, end))
@@ -262,6 +268,11 @@ class Scheduler:
     def _try_admit(self, request: Request, plan: _Plan, reserve: int) -> int | None:
         """Pages to reserve for it from now on; 0 if it waits for a page in this step; None: no room."""
         assert not request.num_in_flight, "a token is in flight that must be known"
+        if request.matcher is not None and not request.output_ids and (begun := self._jump(request)):
+            self.counters.generation_tokens += len(begun)
+            self.outputs.append(TokenOutput.of(request, begun))
+            if request.finished:
+                return 0
         tokens = request.known_tokens()
         # the last token is always computed: its logits are wanted
         match = self.cache.match_prefix(tokens[:-1], request.extra_key)
@@ -272,7 +283,7 @@ class Scheduler:
         total = self._pages_of(len(tokens))
         new = total - len(match.pages)
         alone = not self.num_running
-        if self._available_pages - match.num_unlocked_pages - new < reserve and not alone:
+        if self._pages.available - match.num_unlocked_pages - new < reserve and not alone:
             return None
         if plan.page_indices - total < reserve and not alone:
             return None
@@ -284,12 +295,12 @@ class Scheduler:
         self.cache.lock(match.node, hit=True)
         request.node, request.num_tree_pages = match.node, len(match.pages)
         request.num_computed_tokens = start
-        _add_pages(request, match.pages)
+        add_pages(request, match.pages)
         if not request.num_preemptions:
-            request.num_cached_tokens = start
+            request.num_cached_tokens = min(start, request.num_prompt_tokens)
             request.queue_seconds = time.monotonic() - request.arrival_time
             self.counters.prompt_tokens += request.num_prompt_tokens
-            self.counters.cached_tokens += start
+            self.counters.cached_tokens += request.num_cached_tokens
         self._plan_chunk(request, plan)
         return self._pages_of(len(tokens)) - len(request.pages) + 1
 
@@ -304,33 +315,93 @@ class Scheduler:
                 request.num_in_flight += 1
                 self.decoding[request.slot] = self.prefilling.pop(request.slot)
             request.num_computed_tokens = chunk.end
-            self._insert(request, chunk.end)
+            self._pages.insert(request, chunk.end)
 
     def process(self, batch: ScheduleBatch, tokens: StepTokens) -> list[TokenOutput]:
         """Take in what a step sampled. Rows of requests that ended meanwhile are ignored."""
         outputs = self.outputs  # at once: no end is lost if a later row shows a bug
         ids = tokens.token_ids.tolist()
         self._refuse_invalid(batch, tokens.token_ids)
-        num_before = len(outputs)
         with_logprobs = batch.variant == SamplingVariant.FULL
-        finished = RequestStatus.FINISHED
+        finished, count = RequestStatus.FINISHED, 0
         for index, (request, token) in enumerate(zip(batch.sampled, ids, strict=True)):
             if request.status is finished:
                 continue
+            if request.num_foreseen:
+                request.num_foreseen -= 1
+                continue
             request.num_in_flight -= 1
-            output_ids = request.output_ids
-            output_ids.append(token)
-            if token in request.stop_set and len(output_ids) > request.params.min_new_tokens:
-                request.matched_stop = token
-                self._finish(request, FinishReason.STOP)
-            elif len(output_ids) >= request.output_limit:
-                self._finish(request, FinishReason.LENGTH)
-            output = TokenOutput.of(request, [token])
+            try:
+                taken = self._take(request, token)
+            except GrammarError as error:
+                self._end_with_error(request, str(error))
+                continue
+            count += len(taken)
+            output = TokenOutput.of(request, taken)
             if with_logprobs and request.params.logprobs is not None:
-                output.logprobs = [_logprobs(tokens, index, request.params.logprobs)]
+                output.logprobs = [tokens.logprobs_of(index, request.params.logprobs)]
             outputs.append(output)
-        self.counters.generation_tokens += len(outputs) - num_before
+        self.counters.generation_tokens += count
         return self.take_outputs()
+
+    def masks(self, batch: ScheduleBatch) -> U32 | None:
+        """What grammars allow in a step that is launched, uint32 [C, ceil(vocab / 32)]; None for no grammar.
+
+        All steps before it must have been processed. A request whose grammar fails ends.
+        """
+        if not len(batch.constrained):
+            return None
+        started = time.perf_counter()
+        masks, bounded, failed = step_masks(batch, self.limits.vocab_size)
+        self.counters.mask_seconds += time.perf_counter() - started
+        self.counters.constrained_tokens += bounded
+        for request, error in failed:
+            self._end_with_error(request, error)
+        return masks
+
+    def _take(self, request: Request, token: int) -> list[int]:
+        """Append a sampled token, and those that have to follow it; returns them. Raises GrammarError."""
+        self._append(request, token)
+        if request.matcher is None or request.finished:
+            return [token]
+        accept(request, token)
+        return [token, *self._jump(request)]
+
+    def _append(self, request: Request, token: int) -> None:
+        """Append a token, which may be the last."""
+        output_ids = request.output_ids
+        output_ids.append(token)
+        if token in request.stop_set and len(output_ids) > request.params.min_new_tokens:
+            request.matched_stop = token
+            self._finish(request, FinishReason.STOP)
+        elif len(output_ids) >= request.output_limit:
+            self._finish(request, FinishReason.LENGTH)
+
+    def _jump(self, request: Request) -> list[int]:
+        """Append the tokens that a grammar dictates next, so that one chunk computes what took a step each.
+
+        The first may be what a step in flight samples, whose result is then not looked at. Returns them,
+        none where too few steps are saved. Raises GrammarError.
+        """
+        if self.config.disable_jump_forward or request.params.logprobs is not None:
+            return []
+        tokens, in_flight = forced(request), request.num_in_flight
+        least = MIN_JUMP if request.slot in self.decoding else 1
+        ends = bool(tokens) and tokens[-1] in request.stop_set  # then none of them is computed at all
+        if len(tokens) - in_flight < least and not ends:
+            return []
+        request.num_foreseen, request.num_in_flight = request.num_foreseen + in_flight, 0
+        before = len(request.output_ids)
+        for token in tokens:
+            self._append(request, token)
+            if request.finished:
+                break
+            accept(request, token)
+        taken = request.output_ids[before:]
+        self.counters.forced_tokens += len(taken) - in_flight
+        if request.slot in self.decoding:  # before all who prefill: decode rows do not wait for prompts
+            self.prefilling = {request.slot: self.decoding.pop(request.slot), **self.prefilling}
+        return taken
 
     def _refuse_invalid(self, batch: ScheduleBatch, token_ids: I32) -> None:
         """End requests for which the model gave something that is no token, as NaN logits do."""
@@ -343,10 +414,6 @@ class Scheduler:
     # ---- pages ----
 
     @property
-    def _available_pages(self) -> int:
-        return self.pool.num_free + self.cache.evictable_pages
-
-    @property
     def _used_pages(self) -> int:
         """Pages of running requests that are not in the tree."""
         running = chain(self.prefilling.values(), self.decoding.values())
@@ -355,42 +422,9 @@ class Scheduler:
     def _pages_of(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
-    def _take_pages(self, num_pages: int) -> list[int]:
-        """Pages from the pool, evicting as needed. At most `_available_pages` may be asked for."""
-        short = num_pages - self.pool.num_free
-        if short > 0:
-            self.pool.free(self.cache.evict(short))
-        pages = self.pool.allocate(num_pages)
-        assert pages is not None, "more pages were promised than there are"
-        return pages
-
-    def _insert(self, request: Request, num_tokens: int) -> None:
-        """Give the full pages of the first `num_tokens` tokens to the tree, and hold them through it."""
-        num_pages = num_tokens // self.page_size
-        if num_pages <= request.num_tree_pages:
-            return
-        tokens = request.known_tokens(0, num_pages * self.page_size)
-        insertion = self.cache.insert(tokens, request.pages[:num_pages], request.extra_key)
-        self.cache.lock(insertion.node)
-        if request.node is not None:
-            self.cache.unlock(request.node)
-        request.node, request.num_tree_pages = insertion.node, len(insertion.pages)
-        if insertion.duplicates:
-            # the same KV was there already; from the next step on the request reads the tree's
-            request.pages[: len(insertion.pages)] = insertion.pages
-            request.page_ids[: len(insertion.pages)] = insertion.pages
-            self.pool.free(insertion.duplicates)
-
     def _release(self, request: Request, keep_pages: bool) -> None:
         """Take slot and pages from a running request. `keep_pages`: what can be cached goes to the tree."""
-        known = len(request.prompt_ids) + len(request.output_ids)
-        if keep_pages:
-            self._insert(request, min(known, request.num_computed_tokens))
-        if request.node is not None:
-            self.cache.unlock(request.node)
-        self.pool.free(request.pages[request.num_tree_pages :])
-        request.pages, request.page_ids = [], request.page_ids[:0]
-        request.node, request.num_tree_pages, request.num_computed_tokens = None, 0, 0
+        self._pages.release(request, keep_pages)
         self.prefilling.pop(request.slot, None)
         self.decoding.pop(request.slot, None)
         self._free_slots.append(request.slot)
@@ -436,13 +470,13 @@ class Scheduler:
     def _take_from_lower_claims(self, request: Request) -> bool:
         """Get one page for `request`, preempting those of lower claim, cheapest first, until there is one."""
         own = self._claim(request)
-        while not self._available_pages:
+        while not self._pages.available:
             running = [*self.prefilling.values(), *self.decoding.values()]
             victims = [each for each in running if self._claim(each) > own]
             if not victims:
                 return False
             self._preempt(min(victims, key=self._cost_of_preempting))
-        _add_pages(request, self._take_pages(1))
+        add_pages(request, self._pages.take(1))
         return True
 
     def _cost_of_preempting(self, request: Request) -> tuple[int, int, int]:
@@ -462,18 +496,3 @@ class Scheduler:
         request.num_preemptions += 1
         self.counters.preemptions += 1
         self.waiting.add(request)
-
-
-def _add_pages(request: Request, pages: list[int]) -> None:
-    if pages:
-        request.pages += pages
-        request.page_ids = np.concatenate((request.page_ids, np.array(pages, np.int32)))
-
-
-def _logprobs(tokens: StepTokens, index: int, num_top: int) -> TokenLogprobs:
-    assert tokens.logprobs is not None and tokens.top_ids is not None and tokens.top_logprobs is not None
-    return TokenLogprobs(
-        logprob=float(tokens.logprobs[index]),
-        top_ids=tokens.top_ids[index, :num_top].tolist(),
-        top_logprobs=tokens.top_logprobs[index, :num_top].tolist(),
-    )

@@ -25,6 +25,9 @@ class EngineStats:
     prompt_tokens: int = 0  # of requests when first admitted
     cached_tokens: int = 0  # of these, found in the cache
     generation_tokens: int = 0
+    constrained_tokens: int = 0  # of these, sampled under a mask
+    forced_tokens: int = 0  # of these, never sampled: the grammar left no choice
+    mask_seconds: float = 0.0  # of the host, to find out what grammars allow
     preemptions: int = 0
     finished: int = 0  # stopped, or reached their length
     aborted: int = 0

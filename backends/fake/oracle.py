@@ -1,6 +1,6 @@
 """What the fake runner must answer, computed from token lists alone: no pages, no batches, no numpy."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 
 def expected_tokens(
@@ -13,8 +13,10 @@ def expected_tokens(
     eos_every: int = 0,
     stop: Collection[int] = (),
     min_new_tokens: int = 0,
+    allowed: Callable[[Sequence[int]], Collection[int]] | None = None,
 ) -> list[int]:
-    """Up to `count` tokens after `prompt`; the first of `stop` ends them. `seed` None is greedy."""
+    """Up to `count` tokens after `prompt`; the first of `stop` ends them. `seed` None is greedy. `allowed`
+    tells what may follow an output."""
     tokens = [int(token) for token in prompt]
     weighted = sum((token + 1) * place for place, token in enumerate(tokens, 1))
     output: list[int] = []
@@ -25,7 +27,8 @@ def expected_tokens(
         token = value % vocab_size
         if eos_every and value // vocab_size % eos_every == 0:
             token = eos_token_id
-        while token in stop and len(output) < min_new_tokens:
+        may_come = range(vocab_size) if allowed is None else allowed(output)
+        while token not in may_come or (token in stop and len(output) < min_new_tokens):
             token = (token + 1) % vocab_size
         output.append(token)
         tokens.append(token)

@@ -8,12 +8,12 @@ of a row up to the wanted position k:
 
     token = eos_token_id                 if eos_every and h // vocab_size % eos_every == 0
             h % vocab_size               otherwise
-            the next id upwards, while the id has a bias of -100 or less
+            the next id upwards, while the id has a bias of -100 or less or is masked
 
 `oracle.py` computes the same from lists. Penalties and other biases are checked by real runners only.
 
-The fake also holds the scheduler to the protocol: limits, unique KV slots, no read of a page that
-another row writes in the same step. A breach raises ProtocolError from `forward`.
+The fake also holds the engine to the protocol: limits, unique KV slots, no read of a page that another
+row writes in the same step, masks exactly when and where they are due. A breach raises ProtocolError.
 """
 
 import time
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
+from ...engine.batch import U32, SamplingVariant, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.errors import ConfigError
 from ...engine.request import MAX_TOP_LOGPROBS
@@ -54,7 +54,7 @@ class FakeRunner:
         step_time: float = 0.0,
     ) -> None:
         self._capacity = capacity
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._eos_token_id, self._eos_every = eos_token_id, eos_every
         self._step_time = step_time
         self._device_free_at = 0.0
@@ -82,6 +82,7 @@ class FakeRunner:
         (batch,) = batches
         if batch is None:
             raise ProtocolError("a step has no batch")
+        _require(not self._queue or self._queue[-1].launched, "the step before waits for its masks")
         check_batch(batch, self._capacity)
         self._device_free_at = max(self._device_free_at, time.monotonic()) + self._step_time
         pending = FakePending(self, batch, self._device_free_at)
@@ -92,10 +93,10 @@ class FakeRunner:
         """Compute queued steps in order, up to and with `pending`."""
         while pending.tokens is None:
             step = self._queue.popleft()
-            step.tokens = self._evaluate(step.batch)
+            step.tokens = self._evaluate(step.batch, step.masks)
             self.num_evaluated += 1
 
-    def _evaluate(self, batch: ScheduleBatch) -> StepTokens:
+    def _evaluate(self, batch: ScheduleBatch, masks: U32 | None) -> StepTokens:
         inputs = batch.token_ids.astype(np.int64)
         referred = inputs < 0
         inputs[referred] = self._slots[-1 - inputs[referred]]
@@ -105,9 +106,10 @@ class FakeRunner:
         hashes = self._sums(batch, wanted) + 31 * last + 7 * wanted
         greedy = batch.sampling.temperature == 0
         salt = 7919 * batch.sampling.seeds.astype(np.int64) + 104729 * batch.sampling.indices
-        tokens = self._choose(np.where(greedy, hashes, hashes + salt), batch)
+        likeliest = self._likeliest(np.where(greedy, hashes, hashes + salt))
+        tokens = self._choose(likeliest, batch, masks)
         self._slots[batch.sampling.slots] = tokens
-        return _step_tokens(tokens.astype(np.int32), self._vocab_size, batch.variant)
+        return _step_tokens(tokens, likeliest, self.vocab_size, batch.variant)
 
     def _sums(self, batch: ScheduleBatch, wanted: I64) -> I64:
         """[L] sum((t_i + 1) * (i + 1)) over the positions i up to `wanted` [L], through the page table."""
@@ -123,16 +125,22 @@ class FakeRunner:
         terms[positions > np.repeat(wanted, counts)[:, None]] = 0
         return np.add.reduceat(terms.sum(axis=1), ends - counts)
 
-    def _choose(self, hashes: I64, batch: ScheduleBatch) -> I64:
-        tokens = hashes % self._vocab_size
+    def _likeliest(self, hashes: I64) -> I64:
+        tokens = hashes % self.vocab_size
         if self._eos_every:
-            tokens[hashes // self._vocab_size % self._eos_every == 0] = self._eos_token_id
-        forbidden = batch.sampling.bias_values <= -100
-        pairs = zip(batch.sampling.bias_rows[forbidden], batch.sampling.bias_ids[forbidden], strict=True)
-        banned = {(int(row), int(token)) for row, token in pairs}
-        for row in {row for row, _ in banned}:
-            while (row, int(tokens[row])) in banned:
-                tokens[row] = (tokens[row] + 1) % self._vocab_size
+            tokens[hashes // self.vocab_size % self._eos_every == 0] = self._eos_token_id
+        return tokens
+
+    def _choose(self, likeliest: I64, batch: ScheduleBatch, masks: U32 | None) -> I64:
+        tokens, sampling = likeliest.copy(), batch.sampling
+        forbidden = sampling.bias_values <= -100
+        allowed = dict(zip(batch.constrained.tolist(), () if masks is None else masks, strict=False))
+        for row in {*allowed, *sampling.bias_rows[forbidden].tolist()}:
+            words = allowed.get(row, np.full(-(-self.vocab_size // 32), 0xFFFFFFFF, np.uint32))
+            may_come = np.unpackbits(words.view(np.uint8), bitorder="little")[: self.vocab_size]
+            may_come[sampling.bias_ids[forbidden & (sampling.bias_rows == row)]] = 0
+            ids = np.flatnonzero(may_come)
+            tokens[row] = ids[np.searchsorted(ids, tokens[row]) % len(ids)]
         return tokens
 
 
@@ -141,12 +149,29 @@ class FakePending:
 
     def __init__(self, runner: FakeRunner, batch: ScheduleBatch, ready_at: float) -> None:
         self.batch = batch
+        self.masks: U32 | None = None
         self.tokens: StepTokens | None = None
         self._runner = runner
         self._ready_at = ready_at
 
+    @property
+    def launched(self) -> bool:
+        """Whether all of the step is."""
+        return self.masks is not None or not len(self.batch.constrained)
+
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        """Launch the rest of the step. Raises ProtocolError unless these are the masks that are due."""
+        _require(not self.launched, "masks that no row waits for")
+        (given,) = masks
+        words = -(-self._runner.vocab_size // 32)
+        _require(given is not None and given.dtype == np.uint32, "masks")
+        assert given is not None
+        _require(given.shape == (len(self.batch.constrained), words) and given.any(1).all(), "masks")
+        self.masks = given
+
     def result(self) -> Sequence[StepTokens]:
         """Sleep until the pretended device is done, then compute the tokens."""
+        _require(self.launched, "the step waits for its masks")
         wait = self._ready_at - time.monotonic()
         if wait > 0:
             time.sleep(wait)
@@ -173,13 +198,15 @@ def create_fake_runner(config: EngineConfig, info: ModelInfo) -> FakeRunner:
     return FakeRunner(capacity, info.vocab_size, eos_token_id=eos)
 
 
-def _step_tokens(tokens: NDArray[np.int32], vocab_size: int, variant: SamplingVariant) -> StepTokens:
+def _step_tokens(tokens: I64, likeliest: I64, vocab_size: int, variant: SamplingVariant) -> StepTokens:
+    """The pretended logprobs fall by 1 from id to id, from the likeliest upwards."""
     if variant != SamplingVariant.FULL:
-        return StepTokens(tokens)
-    ranks = np.arange(MAX_TOP_LOGPROBS, dtype=np.int32)
-    top_ids = (tokens[:, None] + ranks) % vocab_size
+        return StepTokens(tokens.astype(np.int32))
+    ranks = np.arange(MAX_TOP_LOGPROBS)
+    top_ids = ((likeliest[:, None] + ranks) % vocab_size).astype(np.int32)
     top_logprobs = np.broadcast_to(-0.5 - ranks, top_ids.shape).astype(np.float32)
-    return StepTokens(tokens, np.full(len(tokens), -0.5, np.float32), top_ids, top_logprobs)
+    logprobs = (-0.5 - (tokens - likeliest) % vocab_size).astype(np.float32)
+    return StepTokens(tokens.astype(np.int32), logprobs, top_ids, top_logprobs)
 
 
 def check_batch(batch: ScheduleBatch, capacity: RunnerCapacity) -> None:
@@ -217,6 +244,8 @@ def check_batch(batch: ScheduleBatch, capacity: RunnerCapacity) -> None:
     wanted, sampling = batch.logits_positions, batch.sampling
     _require((row_of[wanted] == batch.logits_rows).all(), "logits_rows")
     _require(len(wanted) == len(batch.sampled), "sampled")
+    constrained = batch.constrained
+    _require((np.diff(constrained) > 0).all() and (constrained < len(wanted)).all(), "constrained")
     _require((sampling.indices == batch.positions[wanted] + 1).all(), "sampling indices")
     _require(len(np.unique(sampling.slots)) == len(wanted), "two samples share a slot")
 

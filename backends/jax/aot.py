@@ -140,7 +140,8 @@ def lower_abstract(
     definition, weights = nnx.split(Decoder(spec, params, arrays, tensor))
     state = state_shapes(partition(spec, tensor.size), kv_dtype, capacity, mesh, rules)
     attend = attention_for(mesh.devices.flat[0], live_tokens)
-    lowered = lower_step(definition, weights, state, Layout(*shape, capacity), mesh, rules, attend)
+    layout = Layout(shape, capacity, spec.vocab_size)
+    lowered = lower_step(definition, weights, state, layout, mesh, rules, attend)
     pool = state.kv_pages
     pool_bytes = pool.dtype.itemsize
     for size in pool.sharding.shard_shape(pool.shape):

@@ -17,7 +17,7 @@ import jax
 from tqdm import tqdm
 
 from ...engine.config import Choice, EngineConfig
-from .buckets import Shape
+from .buckets import Part, Shape
 
 MIB = 1 << 20
 
@@ -67,9 +67,18 @@ def table(done: Sequence[Compilation], seconds: float, hits: int) -> Iterator[st
     yield f"radixmesh: compiled {len(done)} steps in {seconds:.1f} s, {hits} of them found in the cache"
     yield "  step                                seconds  code, MiB"
     for each in done:
-        name = f"{each.shape.tokens} tokens" + ", logprobs or penalties" * each.shape.full
+        name = _name(each.shape)
         yield f"  {name:34s}  {each.seconds:7.1f}  {_mib(each.code_bytes):>9s}"
     yield f"  {'all':34s}  {seconds:7.1f}  {_mib(sum(each.code_bytes for each in done)):>9s}"
+
+
+def _name(shape: Shape) -> str:
+    match shape.part:
+        case Part.FORWARD:
+            return f"{shape.tokens} tokens, up to the logits"
+        case Part.SAMPLE:
+            return f"{shape.tokens} tokens from logits and masks"
+    return f"{shape.tokens} tokens" + ", logprobs or penalties" * shape.full
 
 
 def use_compilation_cache(config: EngineConfig, folder: Path) -> Choice:

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ...engine.batch import ScheduleBatch
+from ...engine.batch import U32, SamplingVariant, ScheduleBatch
 from ...engine.batch_builder import MAX_FORBIDDEN
 from ...engine.request import MAX_LOGIT_BIAS
 from ...engine.runner import RunnerCapacity
 from ...kernels.paged_attention.rows import RaggedRows
 from ...kernels.paged_attention.tpu_blocks import LANES, TABLE_ROOM
+from .buckets import Part, Shape
 
 MAX_BIAS = MAX_LOGIT_BIAS + MAX_FORBIDDEN  # entries a row: logit_bias, and what a minimum length forbids
 
@@ -43,7 +44,8 @@ class Sampling(NamedTuple):
 
 
 class ForwardBatch(NamedTuple):
-    """What one compiled step works on. T, S, L are the bucket's; see `ScheduleBatch` for the fields."""
+    """What one compiled step works on. T, S, L are the bucket's; see `ScheduleBatch` for the fields. Those
+    that the part of the step does without are empty."""
 
     token_ids: jax.Array  # [T]
     positions: jax.Array  # [T]
@@ -51,8 +53,18 @@ class ForwardBatch(NamedTuple):
     logits_positions: jax.Array  # [L]
     logits_rows: jax.Array  # [L]
     num_wanted: jax.Array  # []
+    reshapes: jax.Array  # [] whether the variant is FULL, where that is not the shape's to say
     slots: jax.Array  # [L]
     sampling: Sampling
+    masks: jax.Array  # [L, words] uint32, see `PendingTokens.constrain`; empty unless `Part.SAMPLE`
+
+
+# what the halves of a step do without
+_LEFT_OUT: dict[Part, tuple[str, ...]] = {
+    Part.WHOLE: (),
+    Part.FORWARD: ("logits_rows", "slots", *Sampling._fields),
+    Part.SAMPLE: ("token_ids", "positions", "kv_slots", "cu_q_lens", "logits_positions"),
+}
 
 
 class _Field(NamedTuple):
@@ -64,29 +76,34 @@ class _Field(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each field of a step of `tokens` tokens lies in the packed array.
+    """Where each field of a step of some shape lies in the packed array.
 
     Padding tokens write to the page after the last usable one; padding rows sample into the slot after
     the last one. Both exist for nothing else. The page table ends with entries of no row, so that the TPU
     kernel can fetch it in pieces from where it lies: without them every layer would copy it.
     """
 
-    tokens: int
-    full: bool
+    shape: Shape
     capacity: RunnerCapacity
+    vocab_size: int
 
     @cached_property
     def rows(self) -> int:
         """S and L: rows that a step of so many tokens can hold."""
-        return min(self.tokens, self.capacity.max_running_requests)
+        return min(self.shape.tokens, self.capacity.max_running_requests)
+
+    @cached_property
+    def mask_words(self) -> int:
+        """uint32 words of a row's mask."""
+        return -(-self.vocab_size // 32)
 
     @cached_property
     def fields(self) -> tuple[_Field, ...]:
-        tokens, rows, capacity = self.tokens, self.rows, self.capacity
+        (tokens, full, part), rows, capacity = self.shape, self.rows, self.capacity
         table = -(-(capacity.max_page_indices + TABLE_ROOM) // LANES) * LANES
         spare_position = capacity.num_pages * capacity.page_size
         fields = [
-            _Field("counts", 3, np.int32, 0),
+            _Field("counts", 4, np.int32, 0),
             _Field("token_ids", tokens, np.int32, 0),
             _Field("positions", tokens, np.int32, 0),
             _Field("kv_slots", tokens, np.int32, spare_position),
@@ -104,7 +121,7 @@ class Layout:
             _Field("seeds", rows, np.uint32, 0),
             _Field("indices", rows, np.int32, 0),
         ]
-        if self.full:
+        if full:
             fields += [
                 _Field("frequency_penalty", rows, np.float32, 0.0),
                 _Field("presence_penalty", rows, np.float32, 0.0),
@@ -114,19 +131,26 @@ class Layout:
                 _Field("bias_ids", rows * MAX_BIAS, np.int32, 0),
                 _Field("bias_values", rows * MAX_BIAS, np.float32, 0.0),
             ]
-        return tuple(fields)
+        if part == Part.SAMPLE:
+            fields.append(_Field("masks", rows * self.mask_words, np.uint32, 0xFFFFFFFF))
+        return tuple(field for field in fields if field.name not in _LEFT_OUT[part])
 
     @cached_property
     def size(self) -> int:
         """int32 words of the packed array."""
         return sum(field.length for field in self.fields)
 
-    def pack(self, batches: Sequence[ScheduleBatch | None]) -> np.ndarray:
-        """The batch of each data shard as int32 [shards, size], padded; None is padding alone."""
+    def pack(
+        self, batches: Sequence[ScheduleBatch | None], masks: Sequence[U32 | None] | None = None
+    ) -> np.ndarray:
+        """The batch of each data shard as int32 [shards, size], padded; None is padding alone.
+
+        masks: those of each shard's constrained rows, for `Part.SAMPLE`.
+        """
         packed, nothing = np.empty((len(batches), self.size), np.int32), np.empty(0, np.int32)
-        for batch, row in zip(batches, packed, strict=True):
+        for batch, mask, row in zip(batches, masks or [None] * len(batches), packed, strict=True):
             for field, words in self._words(row):
-                values = nothing if batch is None else self._values(batch, field.name)
+                values = nothing if batch is None else self._values(batch, mask, field.name)
                 view: np.ndarray = words.view(field.dtype)
                 view[: len(values)] = values
                 # cumulative fields stay at their last value, so that padding rows are empty
@@ -140,20 +164,13 @@ class Layout:
             field.name: words if field.dtype == np.int32 else lax.bitcast_convert_type(words, field.dtype)
             for field, words in self._words(packed)
         }
-        nothing = jnp.zeros(0, jnp.int32)
-        counts = got["counts"]
-        rows = RaggedRows(
-            **{name: got[name] for name in RaggedRows._fields if name in got},
-            num_rows=counts[0],
-            num_decode_rows=counts[1],
-        )
-        sampling = Sampling(**{name: got.get(name, nothing) for name in Sampling._fields})
-        return ForwardBatch(
-            rows=rows,
-            num_wanted=counts[2],
-            sampling=sampling,
-            **{name: got[name] for name in ForwardBatch._fields if name in got},
-        )
+        nothing, counts = jnp.zeros(0, jnp.int32), got["counts"]
+        got |= {"num_rows": counts[0], "num_decode_rows": counts[1], "num_wanted": counts[2]}
+        got["reshapes"] = counts[3] > 0
+        got["masks"] = got.get("masks", nothing).reshape(self.rows, -1)
+        got["rows"] = RaggedRows(**{name: got.get(name, nothing) for name in RaggedRows._fields})
+        got["sampling"] = Sampling(**{name: got.get(name, nothing) for name in Sampling._fields})
+        return ForwardBatch(**{name: got.get(name, nothing) for name in ForwardBatch._fields})
 
     def _words(self, packed: Any) -> Iterator[tuple[_Field, Any]]:
         start = 0
@@ -161,8 +178,13 @@ class Layout:
             yield field, packed[start : start + field.length]
             start += field.length
 
-    @staticmethod
-    def _values(batch: ScheduleBatch, name: str) -> np.ndarray:
+    def _values(self, batch: ScheduleBatch, masks: U32 | None, name: str) -> np.ndarray:
         if name == "counts":
-            return np.asarray([len(batch.rows), batch.num_decode_rows, len(batch.sampled)], np.int32)
+            full = batch.variant == SamplingVariant.FULL
+            return np.asarray([len(batch.rows), batch.num_decode_rows, len(batch.sampled), full], np.int32)
+        if name == "masks":
+            words = np.full((len(batch.sampled), self.mask_words), 0xFFFFFFFF, np.uint32)
+            if masks is not None:
+                words[batch.constrained] = masks
+            return words.reshape(-1)
         return getattr(batch if hasattr(batch, name) else batch.sampling, name)

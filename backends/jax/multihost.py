@@ -16,11 +16,11 @@ import numpy as np
 
 from ...engine.config import EngineConfig
 from ..models.spec import ModelSpec
-from .buckets import Shape
+from .buckets import Part, Shape
 from .crew import Crew, Kind, meet
 from .runner import JaxRunner
 
-_STEP = struct.Struct("<ii")  # the shape's tokens, and whether it is full; then the packed words
+_STEP = struct.Struct("<iii")  # the shape; then the packed words
 _GOODBYE = 5  # seconds that processes wait for each other at the end
 
 # Options that may differ between hosts: where files are, and what is process 0's business alone.
@@ -98,9 +98,10 @@ class FollowingRunner(_CrewRunner):
         self._crew.minimum(0)
         leader, running = self._crew.peers[0], None
         while (told := leader.receive())[0] == Kind.STEP:
-            tokens, full = _STEP.unpack_from(told[1])
+            tokens, full, part = _STEP.unpack_from(told[1])
             words = np.frombuffer(told[1], np.int32, offset=_STEP.size)
-            launched = self.launch(Shape(tokens, bool(full)), words.reshape(self._mesh.shape["data"], -1))
+            words = words.reshape(self._mesh.shape["data"], -1)
+            launched = self.launch(Shape(tokens, bool(full), Part(part)), words)
             jax.block_until_ready(running)  # one step ahead, and an error is raised where it belongs
             running = launched
         self._crew.part()

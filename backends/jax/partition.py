@@ -27,6 +27,15 @@ class VocabShards:
         at = ids - self.first
         return jnp.where((at >= 0) & (at < self.size), at, self.size)
 
+    def unpack(self, bits: jax.Array) -> jax.Array:
+        """This shard's ids of packed bits, uint32 [rows, words], 32 ids a word: bool [rows, size]."""
+        words = -(-self.size // 32) + 1  # a shard may begin and end within a word
+        bits = jnp.pad(bits, ((0, 0), (0, words)))
+        bits = jax.lax.dynamic_slice_in_dim(bits, self.first // 32, words, 1)
+        every = (bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        every = every.reshape(len(bits), -1)
+        return jax.lax.dynamic_slice_in_dim(every, self.first % 32, self.size, 1) > 0
+
     def max(self, values: jax.Array) -> jax.Array:
         """The largest of each row, [rows, 1]."""
         return self.axis.max(values.max(-1, keepdims=True))

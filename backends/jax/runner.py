@@ -1,6 +1,6 @@
 """The JAX model runner: plans in, tokens out, one compiled call a step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -10,7 +10,7 @@ import psutil
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from ...engine.batch import ScheduleBatch, StepTokens
+from ...engine.batch import U32, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.runner import ModelInfo, RunnerCapacity
 from ...sharding.axis import MeshAxis
@@ -19,25 +19,31 @@ from ...sharding.rules import ShardingRules
 from ..models.partition import partition
 from ..models.spec import ModelSpec
 from .attention import attention_for
-from .buckets import Shape, compiled_shapes, shape_of
+from .buckets import Part, Shape, compiled_shapes, sampler_of, shape_of
 from .compilation import compile_steps
 from .decoder import Decoder
 from .forward_batch import Layout
 from .pages import DeviceState, choose_pool_tokens, state_shapes, token_bytes
 from .params import MeshParam
-from .step import lower_step
+from .step import lower_sampler, lower_step
 
 CPU_ROW_TOKENS = 1024  # of a default pool on a CPU, where larger ones are asked for by max_total_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pending:
-    """A launched step: arrays that the device may still be filling."""
+    """A launched step: arrays that the device may still be filling, [groups, L, ...]."""
 
-    arrays: dict[str, jax.Array]  # [groups, L, ...]
     counts: list[int]  # L of each group's batch
+    arrays: dict[str, jax.Array] | None
+    sample: Callable[[Sequence[U32 | None]], dict[str, jax.Array]] | None = None  # what is left to launch
+
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        assert self.sample is not None, "no row waits for masks"
+        self.arrays, self.sample = self.sample(masks), None
 
     def result(self) -> list[StepTokens]:
+        assert self.arrays is not None, "constrain() comes first"
         arrays = {name: np.asarray(array) for name, array in self.arrays.items()}
         return [
             StepTokens(**{name: array[group, :count] for name, array in arrays.items()})
@@ -63,11 +69,13 @@ class JaxRunner:
         self._compiled: dict[Shape, jax.stages.Compiled] = {}
         self._layouts: dict[Shape, Layout] = {}
         self._state: DeviceState | None = None
+        self._logits: jax.Array | None = None  # of a first half whose second is to come
 
     def warmup(self) -> None:
         """Compile every shape of the bucket table, several at a time, then create the KV pool."""
-        shapes = compiled_shapes(self.capacity.max_step_tokens)
-        self._layouts = {shape: Layout(*shape, self.capacity) for shape in shapes}
+        capacity = self.capacity
+        shapes = compiled_shapes(capacity.max_step_tokens, capacity.max_running_requests)
+        self._layouts = {shape: Layout(shape, capacity, self._spec.vocab_size) for shape in shapes}
         self._compiled = compile_steps(shapes, self._lower)
         self._state = self._empty_state()
 
@@ -78,21 +86,37 @@ class JaxRunner:
         """
         tokens = max(batch.num_tokens for batch in batches if batch is not None)
         variant = max(batch.variant for batch in batches if batch is not None)
-        shape = shape_of(self.capacity.max_step_tokens, tokens, variant)
+        halves = any(batch is not None and len(batch.constrained) for batch in batches)
+        part = Part.FORWARD if halves else Part.WHOLE
+        shape = shape_of(self.capacity.max_step_tokens, tokens, variant, part)
         sampled = self.launch(shape, self._layouts[shape].pack(batches))
-        return _Pending(sampled, [0 if batch is None else len(batch.sampled) for batch in batches])
+        counts = [0 if batch is None else len(batch.sampled) for batch in batches]
+        if not halves:
+            return _Pending(counts, sampled)
+        sampler = sampler_of(shape, self.capacity.max_running_requests)
+
+        def sample(masks: Sequence[U32 | None]) -> dict[str, jax.Array]:
+            return self.launch(sampler, self._layouts[sampler].pack(batches, masks))
+
+        return _Pending(counts, None, sample)
 
     def launch(self, shape: Shape, words: np.ndarray) -> dict[str, jax.Array]:
         """Launch the compiled step for `shape` on packed batches, int32 [groups, words]: all that differs
-        from step to step. Returns what it samples."""
+        from step to step. Returns what it samples; a first half keeps its logits for the second."""
         packed = jax.make_array_from_callback(words.shape, self._rows, words.__getitem__)
         assert self._state is not None, "warmup() comes first"
+        if shape.part == Part.SAMPLE:
+            slots, page_tokens = self._state.slots, self._state.page_tokens
+            slots, sampled = self._compiled[shape](slots, page_tokens, self._logits, packed)
+            self._state, self._logits = self._state._replace(slots=slots), None
+            return sampled
         self._state, sampled = self._compiled[shape](self._weights, self._state, packed)
+        self._logits = sampled.pop("logits", None)
         return sampled
 
     def close(self) -> None:
         """Drop weights, pool and compiled steps."""
-        self._state = None
+        self._state = self._logits = None
         self._weights = nnx.State({})
         self._compiled.clear()
 
@@ -101,11 +125,11 @@ class JaxRunner:
         return self._rules.sharding(self._mesh, ("rows",))
 
     def _lower(self, shape: Shape) -> jax.stages.Lowered:
+        layout, state = self._layouts[shape], self._abstract_state()
+        if shape.part == Part.SAMPLE:
+            return lower_sampler(state, layout, self._mesh, self._rules)
         attend = attention_for(self._mesh.devices.flat[0])
-        return lower_step(
-            self._definition, self._weights, self._abstract_state(), self._layouts[shape], self._mesh,
-            self._rules, attend,
-        )  # fmt: skip
+        return lower_step(self._definition, self._weights, state, layout, self._mesh, self._rules, attend)
 
     def _abstract_state(self) -> DeviceState:
         return state_shapes(self._spec, self._kv_dtype, self.capacity, self._mesh, self._rules)

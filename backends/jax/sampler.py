@@ -7,6 +7,7 @@ on the mesh. Logits may be split over the vocabulary: what looks across goes thr
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +31,41 @@ def sample(
     """
     vocab = VocabShards(tensor, logits.shape[-1])
     shaped = _reshape(logits, batch, pages, vocab) if full else logits
-    greedy = vocab.argmax(shaped)
-    drawing = batch.sampling.temperature > 0
-    drawn = lax.cond(jnp.any(drawing), lambda x: _choose(x, batch.sampling, vocab), lambda _: greedy, shaped)
-    token_ids = jnp.where(drawing, drawn, greedy)
-    if not full:
-        return {"token_ids": token_ids}
+    token_ids = _draw(shaped, batch.sampling, vocab)
+    return {"token_ids": token_ids, **(_logprobs(logits, token_ids, vocab) if full else {})}
+
+
+def sample_masked(
+    logits: jax.Array, batch: ForwardBatch, pages: jax.Array, tensor: MeshAxis
+) -> dict[str, jax.Array]:
+    """`sample` of those tokens alone that the batch's masks allow. Whether it is full is decided as it runs;
+    where it is not, logprobs are zeros."""
+    vocab = VocabShards(tensor, logits.shape[-1])
+    full = batch.reshapes
+    shaped = lax.cond(full, lambda x: _reshape(x, batch, pages, vocab), lambda x: x, logits)
+    shaped = jnp.where(vocab.unpack(batch.masks), shaped, -jnp.inf)
+    token_ids = _draw(shaped, batch.sampling, vocab)
+    of_chosen = partial(_logprobs, vocab=vocab)
+    shapes = jax.eval_shape(of_chosen, logits, token_ids)
+    nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
+    return {"token_ids": token_ids, **lax.cond(full, of_chosen, lambda *_: nothing, logits, token_ids)}
+
+
+def _draw(logits: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
+    """Token ids [L] from logits as they are to be sampled."""
+    greedy = vocab.argmax(logits)
+    drawing = sampling.temperature > 0
+    drawn = lax.cond(jnp.any(drawing), lambda x: _choose(x, sampling, vocab), lambda _: greedy, logits)
+    return jnp.where(drawing, drawn, greedy)
+
+
+def _logprobs(logits: jax.Array, token_ids: jax.Array, vocab: VocabShards) -> dict[str, jax.Array]:
+    """Log probabilities of the chosen tokens and of the likeliest, by the names of `StepTokens`."""
     shifted = logits - vocab.max(logits)
     logprobs = shifted - jnp.log(vocab.sum(jnp.exp(shifted)))
     top_logprobs, top_ids = vocab.top_k(logprobs, MAX_TOP_LOGPROBS)
     chosen = vocab.pick(logprobs, token_ids)
-    return {"token_ids": token_ids, "logprobs": chosen, "top_ids": top_ids, "top_logprobs": top_logprobs}
+    return {"logprobs": chosen, "top_ids": top_ids, "top_logprobs": top_logprobs}
 
 
 class History:

@@ -1,4 +1,5 @@
-"""One whole engine step as one pure function: what gets compiled, once per shape of the bucket table.
+"""One whole engine step as one pure function: what gets compiled, once per shape of the bucket table. Where
+grammars bound what may be sampled it is two, for the host to find their masks while the first one runs.
 
 On a mesh all of it is one `jax.shard_map`, manual on every axis: each data shard runs rows of its own on
 pages of its own, and what travels between tensor shards is written out where it happens.
@@ -15,13 +16,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ...sharding.axis import MeshAxis
 from ...sharding.rules import ShardingRules
 from ...sharding.topology import chip_of
+from .buckets import Part
 from .decoder import Attention
 from .forward_batch import ForwardBatch, Layout
 from .pages import DeviceState, state_specs
-from .sampler import sample
+from .sampler import sample, sample_masked
 
-# (weights, device state, packed batch) -> (device state, what was sampled)
+LOGITS = ("rows", None, "vocab")  # [data shards, L, vocab]
+
+# (weights, device state, packed batch) -> (device state, what was sampled), or, of the first half,
+# {"logits": [data, L, vocab]}
 Step = Callable[[nnx.State, DeviceState, jax.Array], tuple[DeviceState, dict[str, jax.Array]]]
+# (slots, token ids of pages, logits, packed batch) -> (slots, what was sampled)
+Sampler = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def lower_step(
@@ -32,23 +39,33 @@ def lower_step(
 
     `weights` and `state` may be `jax.ShapeDtypeStruct`s with shardings on devices that are not here.
     """
-    rows = rules.sharding(mesh, ("rows",))
-    packed = jax.ShapeDtypeStruct((mesh.shape["data"], layout.size), jnp.int32, sharding=rows)
     step = make_step(definition, weights, layout, mesh, rules, attend)
-    # over several hosts every process gets what all data shards sampled: the one that reads it is there too
-    hosts = {device.process_index for device in mesh.devices.flat}
-    sampled = NamedSharding(mesh, PartitionSpec()) if len(hosts) > 1 else rows
-    shardings = (jax.tree.map(lambda each: each.sharding, state), sampled)
+    forward = layout.shape.part == Part.FORWARD
+    result = rules.sharding(mesh, LOGITS) if forward else _sampled_sharding(mesh, rules)
+    shardings = (jax.tree.map(lambda each: each.sharding, state), result)
     options = _compiler_options(mesh.devices.flat[0])
     compiled = jax.jit(step, donate_argnums=1, out_shardings=shardings, compiler_options=options)
-    return compiled.lower(weights, state, packed)
+    return compiled.lower(weights, state, _packed(layout, mesh, rules))
+
+
+def lower_sampler(state: DeviceState, layout: Layout, mesh: Mesh, rules: ShardingRules) -> jax.stages.Lowered:
+    """`make_sampler` ready for the compiler, the slots donated."""
+    tensor = mesh.shape["tensor"]
+    vocab = -(-layout.vocab_size // tensor) * tensor
+    logits = jax.ShapeDtypeStruct(
+        (mesh.shape["data"], layout.rows, vocab), jnp.float32, sharding=rules.sharding(mesh, LOGITS)
+    )
+    shardings = (state.slots.sharding, _sampled_sharding(mesh, rules))
+    sampler = jax.jit(make_sampler(layout, mesh, rules), donate_argnums=0, out_shardings=shardings)
+    return sampler.lower(state.slots, state.page_tokens, logits, _packed(layout, mesh, rules))
 
 
 def make_step(
     definition: nnx.GraphDef, weights: nnx.State, layout: Layout, mesh: Mesh, rules: ShardingRules,
     attend: Attention,
 ) -> Step:  # fmt: skip
-    """The step for the shape of `layout`: embedding to token slots, nothing left to the host.
+    """The step for the shape of `layout`: embedding to token slots, nothing left to the host; or its first
+    half, up to the logits.
 
     Of `weights` only the shardings are read. The step takes the packed batches of all data shards,
     [data, words] int32 split over "data", and returns what each sampled, [data, L, ...], whole everywhere:
@@ -66,19 +83,57 @@ def make_step(
         page_tokens = state.page_tokens.at[batch.rows.kv_slots].set(tokens)
         hidden, kv_pages = decoder(tokens, batch.positions, batch.rows, state.kv_pages, attend)
         logits = decoder.logits(hidden[batch.logits_positions])
-        sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.full, decoder.tensor)
+        if layout.shape.part == Part.FORWARD:
+            return DeviceState(kv_pages, page_tokens, state.slots), {"logits": logits[None]}
+        sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.shape.full, decoder.tensor)
         slots = state.slots.at[batch.slots].set(sampled["token_ids"])
         return DeviceState(kv_pages, page_tokens, slots), jax.tree.map(data.gather, sampled)
 
     weight_specs: Any = jax.tree.map(lambda array: array.sharding.spec, weights)
     states = state_specs(rules)
+    result = rules.spec(LOGITS) if layout.shape.part == Part.FORWARD else PartitionSpec()
     return jax.shard_map(
         step,
         mesh=mesh,
         in_specs=(weight_specs, states, rules.spec(("rows",))),
-        out_specs=(states, PartitionSpec()),
+        out_specs=(states, result),
         check_vma=False,  # Pallas kernels do not say over which axes their results vary
     )
+
+
+def make_sampler(layout: Layout, mesh: Mesh, rules: ShardingRules) -> Sampler:
+    """The second half of a step with masks: logits to token slots."""
+    page_size = layout.capacity.page_size
+    data, tensor = (MeshAxis(name, mesh.shape[name]) for name in ("data", "tensor"))
+
+    def sampler(
+        slots: jax.Array, page_tokens: jax.Array, logits: jax.Array, packed: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        batch = layout.unpack(packed[0])
+        sampled = sample_masked(logits[0], batch, page_tokens.reshape(-1, page_size), tensor)
+        return slots.at[batch.slots].set(sampled["token_ids"]), jax.tree.map(data.gather, sampled)
+
+    states = state_specs(rules)
+    return jax.shard_map(
+        sampler,
+        mesh=mesh,
+        in_specs=(states.slots, states.page_tokens, rules.spec(LOGITS), rules.spec(("rows",))),
+        out_specs=(states.slots, PartitionSpec()),
+        check_vma=False,  # every shard of a vocabulary gives the same, which nothing says
+    )
+
+
+def _packed(layout: Layout, mesh: Mesh, rules: ShardingRules) -> jax.ShapeDtypeStruct:
+    """The packed batches of all data shards."""
+    sharding = rules.sharding(mesh, ("rows",))
+    return jax.ShapeDtypeStruct((mesh.shape["data"], layout.size), jnp.int32, sharding=sharding)
+
+
+def _sampled_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
+    """Over several hosts every process gets what all data shards sampled: the one that reads it is there
+    too."""
+    hosts = {device.process_index for device in mesh.devices.flat}
+    return NamedSharding(mesh, PartitionSpec()) if len(hosts) > 1 else rules.sharding(mesh, ("rows",))
 
 
 def _compiler_options(device: jax.Device) -> dict[str, str]:

@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 
-from .rank_wire import Assignment, Step, Wire
+from .rank_wire import Assignment, Constrain, Step, Wire
 from .ranked_runner import join
 from .start import build_rank
 
@@ -21,7 +21,10 @@ def main() -> None:
             message = wire.receive()
         except EOFError:
             os._exit(0)  # at once: a collective may be waiting for rank 0, which is gone
-        if isinstance(message, Step):
-            runner.forward(message.batches)
-        else:
-            runner.warmup()
+        match message:
+            case Step():
+                launched = runner.forward(message.batches)
+            case Constrain():
+                launched.constrain([message.masks])
+            case _:
+                runner.warmup()

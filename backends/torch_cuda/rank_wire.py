@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ...engine.batch import ScheduleBatch
+from ...engine.batch import U32, ScheduleBatch
 from ...engine.config import EngineConfig
 from ...engine.runner import ModelInfo
 from .ranks import Ranks
@@ -36,7 +36,13 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     batches: list[ScheduleBatch]
 
 
-Message = Assignment | Warmup | Step
+class Constrain(msgspec.Struct, frozen=True, tag=True):
+    """Launch the rest of the step before, under masks."""
+
+    masks: U32  # [C, ceil(vocab / 32)]
+
+
+Message = Assignment | Warmup | Step | Constrain
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ...engine.batch import ScheduleBatch, StepTokens
+from ...engine.batch import U32, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.errors import EngineDeadError
 from ...engine.runner import ModelInfo
-from .rank_wire import Assignment, Message, Step, Warmup, Wire
+from .rank_wire import Assignment, Constrain, Message, Step, Warmup, Wire
 from .ranks import Ranks
 from .runner import Launched, TorchRunner
 
@@ -68,7 +68,7 @@ class RankedRunner:
     def forward(self, batches: Sequence[ScheduleBatch | None]) -> "_Watched":
         """Launch a step on every rank. Raises EngineDeadError if one has ended."""
         self._send(Step([replace(batch, rows=(), sampled=()) for batch in batches if batch is not None]))
-        return _Watched(self._own.forward(batches), self._check)
+        return _Watched(self._own.forward(batches), self._check, self._send)
 
     def close(self) -> None:
         """End the other ranks and release this one's device."""
@@ -120,6 +120,13 @@ class _Watched:
 
     launched: Launched
     check: Callable[[], None]
+    send: Callable[[Message], None]
+
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        for each in masks:
+            assert each is not None, "no row waits for masks"
+            self.send(Constrain(each))
+        self.launched.constrain(masks)
 
     def result(self) -> list[StepTokens]:
         while not self.launched.ready():

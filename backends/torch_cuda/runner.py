@@ -2,41 +2,51 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ...engine.batch import SamplingVariant, ScheduleBatch, StepTokens
+from ...engine.batch import U32, SamplingVariant, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.errors import ConfigError
 from ...engine.runner import ModelInfo, RunnerCapacity
 from ..models.spec import ModelSpec
 from .decoder import Decoder
-from .forward_batch import Layout, pack_pinned
+from .forward_batch import ForwardBatch, Layout, pack_pinned
 from .graphs import DecodeGraphs
 from .loader import Weights
 from .operations import operations_for
 from .pages import GIB, capacity_of, choose_pool, empty_state, free_memory
 from .ranks import Ranks
-from .sampler import Sampled
+from .sampler import Masks, Sampled
 from .step import Step
 from .warm_batches import chunks_batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Launched:
     """A launched step: host arrays that the device may still be filling, until `done`."""
 
     arrays: dict[str, Tensor]
     done: torch.cuda.Event | None
+    rest: Callable[[U32], "Launched"] | None = None  # of a step that waits for its masks
+
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        (given,) = masks
+        assert self.rest is not None and given is not None, "no row waits for masks"
+        launched = self.rest(given)
+        self.arrays, self.done, self.rest = launched.arrays, launched.done, None
 
     def ready(self) -> bool:
         """Whether `result` would not have to wait."""
         return self.done is None or self.done.query()
 
     def result(self) -> list[StepTokens]:
+        assert self.rest is None, "constrain() comes first"
         if self.done is not None:
             self.done.synchronize()
         return [StepTokens(**{name: array.numpy() for name, array in self.arrays.items()})]
@@ -101,14 +111,15 @@ class TorchRunner:
 
     @torch.inference_mode()
     def forward(self, batches: Sequence[ScheduleBatch | None]) -> Launched:
-        """Launch a step: decode rows alone as a captured graph, anything else kernel by kernel."""
+        """Launch a step: decode rows alone as a captured graph, anything else kernel by kernel, and so the
+        sampling of steps with masks."""
         assert self._step is not None, "the runner is closed"
         (batch,) = batches
         assert batch is not None, "a step has a batch"
         count, hidden = len(batch.logits_rows), None
         if self._graphs is not None and self._graphs.fits(batch):
             hidden, sampled = self._graphs.replay(batch)
-            if batch.variant != SamplingVariant.FULL:
+            if batch.variant != SamplingVariant.FULL and not len(batch.constrained):
                 return self._pending(sampled, count)
             hidden = hidden[:count]
         layout = Layout.exact(batch, self.capacity)
@@ -116,7 +127,22 @@ class TorchRunner:
         on_device = layout.unpack(packed)
         if hidden is None:
             hidden = self._step.hidden(on_device)
-        return self._pending(self._step.sample(hidden, on_device, batch.variant), count)
+        logits = self._step.logits(hidden)
+        if len(batch.constrained):
+            return Launched({}, None, partial(self._sample_masked, logits, on_device, batch))
+        return self._pending(self._step.sample(logits, on_device, batch.variant), count)
+
+    @torch.inference_mode()
+    def _sample_masked(
+        self, logits: Tensor, on_device: ForwardBatch, batch: ScheduleBatch, masks: U32
+    ) -> Launched:
+        assert self._step is not None, "the runner is closed"
+        rows, words = batch.constrained.astype(np.int64), np.array(masks.view(np.int32))
+        tensors = (torch.from_numpy(each) for each in (rows, words))
+        if self._device.type != "cpu":
+            tensors = (each.pin_memory().to(self._device, non_blocking=True) for each in tensors)
+        sampled = self._step.sample(logits, on_device, batch.variant, Masks(*tensors))
+        return self._pending(sampled, len(batch.logits_rows))
 
     def close(self) -> None:
         """Drop weights, pool and graphs."""

@@ -1,6 +1,8 @@
 """From logits to tokens on the device. The choosing itself is an operation; here are penalties,
 biases and logprobs, which few requests ask for."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,22 +14,38 @@ from .operations import Operations
 Sampled = dict[str, Tensor]  # by the names of `StepTokens`
 
 
+class Masks(NamedTuple):
+    """What constrained rows may sample."""
+
+    rows: Tensor  # [C] int64, `ScheduleBatch.constrained`
+    words: Tensor  # [C, ceil(vocab / 32)] int32: bit `i % 32` of word `i // 32` allows token i
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """logits [L, vocab] with -inf for what is not allowed; other rows as they are."""
+        bits = self.words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)
+        forbidden = (bits.flatten(1)[:, : logits.shape[1]] & 1) == 0
+        return logits.index_copy(0, self.rows, logits[self.rows].masked_fill(forbidden, -torch.inf))
+
+
 def sample(
     logits: Tensor,
     batch: ForwardBatch,
     page_tokens: Tensor,
     variant: SamplingVariant,
     operations: Operations,
+    masks: Masks | None = None,
 ) -> Sampled:
     """Token ids [L] int32 and, for FULL, logprobs of logits [L, vocab].
 
     page_tokens: [pages, page_size] the token ids behind the KV pool.
     """
-    if variant == SamplingVariant.GREEDY:
-        return {"token_ids": operations.greedy(logits)}
     sampling, shaped = batch.sampling, logits
     if variant == SamplingVariant.FULL:
         shaped = _reshape(logits.float(), batch, page_tokens)
+    if masks is not None:
+        shaped = masks.apply(shaped)
+    if variant == SamplingVariant.GREEDY:
+        return {"token_ids": operations.greedy(shaped)}
     token_ids = operations.choose_tokens(
         shaped, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seeds,
         sampling.indices,

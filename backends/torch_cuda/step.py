@@ -10,11 +10,11 @@ from .decoder import Decoder
 from .forward_batch import ForwardBatch
 from .operations import Operations
 from .pages import DeviceState
-from .sampler import Sampled, sample
+from .sampler import Masks, Sampled, sample
 
 
 class Step(NamedTuple):
-    """What a step needs beside its batch. Eager steps and captured graphs run the same two methods."""
+    """What a step needs beside its batch. Eager steps and captured graphs run the same methods."""
 
     decoder: Decoder
     state: DeviceState
@@ -31,11 +31,17 @@ class Step(NamedTuple):
         everything = len(batch.logits_positions) == len(tokens)  # as in decode
         return hidden if everything else hidden[batch.logits_positions]
 
-    def sample(self, hidden: Tensor, batch: ForwardBatch, variant: SamplingVariant) -> Sampled:
-        """Sample from hidden states [L, embed] into the slots, and return what was sampled."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [L, vocab] of hidden states [L, embed]."""
+        return self.decoder.logits(hidden)
+
+    def sample(
+        self, logits: Tensor, batch: ForwardBatch, variant: SamplingVariant, masks: Masks | None = None
+    ) -> Sampled:
+        """Sample from logits [L, vocab], under masks if there are any, into the slots, and return what was
+        sampled."""
         state = self.state
-        page_size = state.kv_pages.shape[2]
-        logits = self.decoder.logits(hidden)
-        sampled = sample(logits, batch, state.page_tokens.view(-1, page_size), variant, self.operations)
+        page_tokens = state.page_tokens.view(-1, state.kv_pages.shape[2])
+        sampled = sample(logits, batch, page_tokens, variant, self.operations, masks)
         state.slots[batch.slots] = sampled["token_ids"]
         return sampled

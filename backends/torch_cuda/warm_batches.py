@@ -49,6 +49,7 @@ def chunks_batch(
         page_offsets=_offsets(pages),
         logits_positions=_offsets(counts)[1:] - 1,
         logits_rows=np.arange(rows, dtype=np.int32),
+        constrained=none,
         sampling=sampling,
     )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from radixmesh.backends.jax import runner as jax_runner
-from radixmesh.backends.jax.buckets import Shape, compiled_shapes
+from radixmesh.backends.jax.buckets import Part, Shape, compiled_shapes
 from radixmesh.backends.registry import backend_for
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
@@ -125,8 +125,9 @@ def served(request: pytest.FixtureRequest, model: str, cases: list[Case]) -> Ite
     runner.close()
 
 
-def plain_shapes(max_step_tokens: int) -> list[Shape]:
-    return [shape for shape in compiled_shapes(max_step_tokens) if not shape.full]
+def plain_shapes(max_step_tokens: int, max_rows: int) -> list[Shape]:
+    shapes = compiled_shapes(max_step_tokens, max_rows)
+    return [shape for shape in shapes if shape.part == Part.WHOLE and not shape.full]
 
 
 def test_the_oracle_is_sure_of_nearly_all(cases: list[Case]) -> None:

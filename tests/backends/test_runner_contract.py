@@ -6,7 +6,7 @@ Steps are planned here by hand, not by the scheduler. To hold another runner to 
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,26 +18,27 @@ import pytest
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.backends.fake.runner import FakeRunner
 from radixmesh.backends.registry import create_runner, describe_model
-from radixmesh.engine.batch import SamplingArrays, SamplingVariant, ScheduleBatch, StepTokens
+from radixmesh.engine.batch import StepTokens
 from radixmesh.engine.config import EngineConfig
-from radixmesh.engine.request import MAX_TOP_LOGPROBS, Request, SamplingParams
+from radixmesh.engine.request import MAX_TOP_LOGPROBS
 from radixmesh.engine.runner import ModelRunner, PendingTokens, RunnerCapacity
 from tests.oracle import oracle_logits
+from tests.planned_steps import FULL, GREEDY, SAMPLE, Part, Row, plan
 from tests.tiny_models import save_tiny_model
-
-GREEDY, SAMPLE, FULL = SamplingVariant.GREEDY, SamplingVariant.SAMPLE, SamplingVariant.FULL
 
 
 @dataclass(frozen=True)
 class Case:
     """A runner under test, warmed up. It needs 32 pages, 4 rows, 32 tokens a step and 64 page table entries.
 
-    `oracle(prompt, count, seed)` gives its tokens without it, for the `seeds` that it knows (None is greedy).
+    `oracle(prompt, count, seed)` gives its tokens without it, for the `seeds` that it knows (None is greedy);
+    `scores(tokens)` how likely each id comes next.
     """
 
     create: Callable[[], ModelRunner]
     vocab_size: int
     oracle: Callable[[Sequence[int], int, int | None], list[int]]
+    scores: Callable[[Sequence[int]], np.ndarray]
     seeds: tuple[int | None, ...] = (None,)
 
 
@@ -45,7 +46,10 @@ def fake_case() -> Case:
     def oracle(prompt: Sequence[int], count: int, seed: int | None) -> list[int]:
         return expected_tokens(prompt, count, 997, seed=seed)
 
-    return Case(lambda: FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997), 997, oracle, (None, 5))
+    def scores(tokens: Sequence[int]) -> np.ndarray:
+        return -((np.arange(997) - oracle(tokens, 1, None)[0]) % 997)
+
+    return Case(lambda: FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997), 997, oracle, scores, (None, 5))
 
 
 def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1, dp_size: int = 1) -> Case:
@@ -67,7 +71,10 @@ def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1, dp_
             tokens.append(int(oracle_logits(model, tokens)[-1].argmax()))
         return tokens[len(prompt) :]
 
-    return Case(create, 160, oracle)
+    def scores(tokens: Sequence[int]) -> np.ndarray:
+        return oracle_logits(model, list(tokens))[-1]
+
+    return Case(create, 160, oracle, scores)
 
 
 RUNNERS: dict[str, Callable[[], Case]] = {
@@ -79,35 +86,6 @@ RUNNERS: dict[str, Callable[[], Case]] = {
 }
 
 
-@dataclass
-class Row:
-    """One sequence as the planner sees it: known tokens, pages, and how far it is computed."""
-
-    tokens: list[int]
-    pages: list[int]
-    slot: int
-    seed: int | None = None  # None: greedy
-    forbidden: tuple[int, ...] = ()
-    variant: SamplingVariant = GREEDY
-    computed: int = 0
-    in_flight: int = 0
-    output: list[int] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens) + self.in_flight
-
-    def inputs(self, count: int) -> list[int]:
-        end = self.computed + count
-        known = self.tokens[self.computed : end]
-        return known + [-1 - self.slot] * (count - len(known))
-
-    def sampling(self, num_top: int) -> Request:
-        params = SamplingParams(temperature=0.0 if self.seed is None else 1.0, logprobs=num_top)
-        return Request(f"slot-{self.slot}", np.array(self.tokens, np.int32), params)
-
-
-Part = tuple[Row, int]  # a row and how many tokens of it are computed in the step
 Launched = tuple[list[list[Row]], PendingTokens]  # each group's rows that sample
 
 
@@ -135,12 +113,12 @@ class Bench:
         rng = random.Random(1000 * length + salt)
         return [rng.randrange(self.case.vocab_size) for _ in range(length)]
 
-    def launch(self, *parts: Part) -> Launched:
+    def launch(self, *parts: Part, hold: bool = False) -> Launched:
         """A step in which the last group computes `parts`, and others nothing."""
-        return self.launch_groups([()] * (self.capacity.num_groups - 1) + [parts])
+        return self.launch_groups([()] * (self.capacity.num_groups - 1) + [parts], hold)
 
-    def launch_groups(self, groups: Sequence[Sequence[Part]]) -> Launched:
-        """A step in which each group computes its parts, if it has any."""
+    def launch_groups(self, groups: Sequence[Sequence[Part]], hold: bool = False) -> Launched:
+        """A step in which each group computes its parts, if it has any. `hold` leaves masks to the caller."""
         plans = [
             plan(self.steps, parts, self.capacity.page_size) if parts else (None, []) for parts in groups
         ]
@@ -149,7 +127,20 @@ class Bench:
             for row, count in parts:
                 row.computed += count
                 row.in_flight += row in sampled
-        return [sampled for _, sampled in plans], self.runner.forward([batch for batch, _ in plans])
+        wanted = [sampled for _, sampled in plans]
+        pending = self.runner.forward([batch for batch, _ in plans])
+        if not hold and any(row.allowed is not None for sampled in wanted for row in sampled):
+            pending.constrain(self.masks(wanted))
+        return wanted, pending
+
+    def masks(self, groups: Sequence[Sequence[Row]]) -> list[np.ndarray | None]:
+        """What the constrained ones of each group's rows may sample."""
+        allowed = [[row.allowed for row in sampled if row.allowed is not None] for sampled in groups]
+        bits = [np.array([[i in ids for i in range(1024)] for ids in each], np.bool_) for each in allowed]
+        packed = [
+            np.packbits(each.reshape(-1, 1024), axis=1, bitorder="little").view(np.uint32) for each in bits
+        ]
+        return [each[:, : -(-self.case.vocab_size // 32)] if len(each) else None for each in packed]
 
     def collect(self, launched: Launched) -> StepTokens:
         """What the last group has sampled; every row gets its token."""
@@ -175,68 +166,6 @@ class Bench:
         for _ in range(count - 1):
             self.run((row, 1))
         return row.output
-
-
-def plan(step: int, parts: Sequence[Part], page_size: int) -> tuple[ScheduleBatch, list[Row]]:
-    """The batch that computes `parts`, decode rows first, and the rows that sample."""
-    rows = [row for row, _ in parts]
-    counts = np.array([count for _, count in parts], np.int32)
-    starts = np.array([row.computed for row in rows], np.int32)
-    ends = starts + counts
-    tables = [row.pages[: -(-int(end) // page_size)] for row, end in zip(rows, ends, strict=True)]
-    positions = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
-    kv_slots = [
-        np.array(table)[place // page_size] * page_size + place % page_size
-        for table, place in zip(tables, positions, strict=True)
-    ]
-    wanted = [index for index, row in enumerate(rows) if ends[index] == row.length]
-    offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-    sampled = [rows[index] for index in wanted]
-    batch = ScheduleBatch(
-        step=step,
-        rows=tuple(row.sampling(0) for row in rows),
-        sampled=tuple(row.sampling(0) for row in sampled),
-        variant=max((row.variant for row in sampled), default=GREEDY),
-        num_decode_rows=sum(row.computed >= len(row.tokens) - 1 and count == 1 for row, count in parts),
-        token_ids=i32([token for row, count in parts for token in row.inputs(count)]),
-        positions=np.concatenate(positions).astype(np.int32),
-        kv_slots=np.concatenate(kv_slots).astype(np.int32),
-        cu_q_lens=offsets,
-        kv_lens=ends,
-        page_indices=i32([page for table in tables for page in table]),
-        page_offsets=i32([0, *np.cumsum([len(table) for table in tables])]),
-        logits_positions=i32([offsets[index + 1] - 1 for index in wanted]),
-        logits_rows=i32(wanted),
-        sampling=sampling_arrays(sampled, i32([ends[index] for index in wanted])),
-    )
-    return batch, sampled
-
-
-def sampling_arrays(rows: Sequence[Row], indices: np.ndarray) -> SamplingArrays:
-    count = len(rows)
-    ones, zeros = np.ones(count, np.float32), np.zeros(count, np.float32)
-    full = max((row.variant for row in rows), default=GREEDY) == FULL
-    biased = [(index, token) for index, row in enumerate(rows) for token in row.forbidden if full]
-    return SamplingArrays(
-        slots=i32([row.slot for row in rows]),
-        temperature=np.array([0.0 if row.seed is None else 1.0 for row in rows], np.float32),
-        top_k=np.zeros(count, np.int32),
-        top_p=ones,
-        min_p=zeros,
-        seeds=np.array([row.seed or 0 for row in rows], np.uint32),
-        indices=indices,
-        frequency_penalty=zeros,
-        presence_penalty=zeros,
-        repetition_penalty=ones,
-        prompt_lens=i32([len(row.tokens) - len(row.output) for row in rows]),
-        bias_rows=i32([index for index, _ in biased]),
-        bias_ids=i32([token for _, token in biased]),
-        bias_values=np.full(len(biased), -np.inf, np.float32),
-    )
-
-
-def i32(values: Sequence[int]) -> np.ndarray:
-    return np.array(values, np.int32)
 
 
 @pytest.fixture(scope="module", params=RUNNERS)
@@ -433,3 +362,76 @@ def test_logprobs_come_best_first(bench: Bench) -> None:
     assert (np.diff(result.top_logprobs[0]) <= 0).all() and result.top_logprobs[0, 0] <= 0
     assert result.top_ids[0, 0] == row.output[0]  # greedy
     assert np.isclose(result.logprobs[0], result.top_logprobs[0, 0])
+
+
+def some_ids(bench: Bench, salt: int) -> tuple[int, ...]:
+    """One to six ids, now and then the first or the last of all."""
+    rng = random.Random(salt)
+    ids = {rng.randrange(bench.case.vocab_size) for _ in range(rng.randrange(1, 6))}
+    return tuple(ids | set(rng.choice([(), (), (0,), (bench.case.vocab_size - 1,)])))
+
+
+def test_a_mask_leaves_the_likeliest_of_what_it_allows(bench: Bench) -> None:
+    """Prefill and decode, of a row among free ones; the masks differ from step to step."""
+    free = bench.pages()
+    prompts = [bench.prompt(9), bench.prompt(12), bench.prompt(5)]
+    before, masked, after = (
+        Row(list(prompt), bench.pages_for(24, free), slot) for slot, prompt in enumerate(prompts)
+    )
+    for step in range(6):
+        masked.allowed = some_ids(bench, step)
+        scores = bench.case.scores(masked.tokens)
+        bench.run(*((row, row.length - row.computed) for row in (before, masked, after)))
+        assert masked.tokens[-1] == max(masked.allowed, key=lambda token: scores[token])
+    for row, prompt in ((before, prompts[0]), (after, prompts[2])):
+        assert row.output == bench.alone(prompt, 6)
+
+
+def test_masks_come_when_the_step_before_is_known(bench: Bench) -> None:
+    """As the engine does it: launch up to the logits, collect the step before, then bound the next."""
+    free = bench.pages()
+    prompts = [bench.prompt(10), bench.prompt(7)]
+    masked, plain = (Row(list(each), bench.pages_for(24, free), slot) for slot, each in enumerate(prompts, 2))
+    tokens = list(prompts[0])
+    masked.allowed = some_ids(bench, 50)
+    launched = None
+    for step in range(6):
+        parts = ((masked, masked.length - masked.computed), (plain, plain.length - plain.computed))
+        following = bench.launch(*parts, hold=True)
+        if launched is not None:
+            bench.collect(launched)
+        masked.allowed = some_ids(bench, 60 + step)
+        scores = bench.case.scores(tokens)
+        tokens.append(max(masked.allowed, key=lambda token: scores[token]))
+        following[1].constrain(bench.masks(following[0]))
+        launched = following
+    assert launched is not None
+    bench.collect(launched)
+    assert masked.tokens == tokens
+    assert plain.output == bench.alone(prompts[1], 6)
+
+
+def test_masks_bound_sampled_rows_too(bench: Bench) -> None:
+    """And a free row with a seed draws what it draws alone."""
+    free, prompt, allowed = bench.pages(), bench.prompt(10), some_ids(bench, 7)
+    masked = Row(list(prompt), bench.pages_for(24, free), 0, 11, variant=SAMPLE, allowed=allowed)
+    plain = Row(list(prompt), bench.pages_for(24, free), 1, 12, variant=SAMPLE)
+    for _ in range(8):
+        bench.run(*((row, row.length - row.computed) for row in (plain, masked)))
+    assert set(masked.output) <= set(allowed)
+    assert plain.output == bench.alone(prompt, 8, 12)
+
+
+def test_logprobs_of_a_masked_row_are_of_the_models_own_distribution(bench: Bench) -> None:
+    free, prompt = bench.pages(), bench.prompt(9)
+    rows = [Row(list(prompt), bench.pages_for(16, free), slot, variant=FULL) for slot in range(3)]
+    own = bench.run((rows[0], 9))
+    assert own.top_ids is not None and own.top_logprobs is not None
+    rows[1].allowed = (int(own.top_ids[0, 2]),)
+    rows[2].forbidden = (int(own.top_ids[0, 0]),)
+    got = bench.run((rows[1], 9), (rows[2], 9))
+    assert got.token_ids.tolist() == own.top_ids[0, [2, 1]].tolist()
+    assert got.top_ids is not None and got.top_logprobs is not None and got.logprobs is not None
+    assert (got.top_ids == own.top_ids[0]).all()
+    assert np.allclose(got.top_logprobs, own.top_logprobs[0], atol=1e-5)
+    assert np.allclose(got.logprobs, own.top_logprobs[0, [2, 1]], atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.backends.fake.runner import FakeRunner
-from radixmesh.engine.batch import ScheduleBatch, StepTokens
+from radixmesh.engine.batch import U32, ScheduleBatch, StepTokens
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import MAX_CONSECUTIVE_FAILURES, Engine
 from radixmesh.engine.errors import EngineDeadError
@@ -42,6 +42,10 @@ class Device(FakeRunner):
 class Watched:
     def __init__(self, device: Device, batch: ScheduleBatch, pending: PendingTokens) -> None:
         self.device, self.batch, self.pending = device, batch, pending
+
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        self.device.events.append(f"constrain {self.batch.step}")
+        self.pending.constrain(masks)
 
     def result(self) -> Sequence[StepTokens]:
         self.device.events.append(f"result {self.batch.step}")

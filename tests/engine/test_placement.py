@@ -7,7 +7,7 @@ import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.backends.fake.runner import FakeRunner
-from radixmesh.engine.batch import ScheduleBatch, StepTokens
+from radixmesh.engine.batch import U32, ScheduleBatch, StepTokens
 from radixmesh.engine.config import Choice, EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.errors import RequestError
@@ -48,6 +48,12 @@ class Groups:
 class Together:
     def __init__(self, pending: list[PendingTokens | None], fails: bool) -> None:
         self.pending, self.fails = pending, fails
+
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        for pending, mask in zip(self.pending, masks, strict=True):
+            if mask is not None:
+                assert pending is not None
+                pending.constrain([mask])
 
     def result(self) -> list[StepTokens]:
         if self.fails:

@@ -10,13 +10,14 @@ import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.backends.fake.runner import FakeRunner
-from radixmesh.engine.batch import ScheduleBatch, StepTokens
+from radixmesh.engine.batch import U32, ScheduleBatch, StepTokens
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.errors import RequestError
 from radixmesh.engine.outputs import TokenOutput
 from radixmesh.engine.request import FinishReason, Request, SamplingParams
 from radixmesh.engine.runner import ModelInfo, PendingTokens, RunnerCapacity
+from tests.automaton import Automaton, random_automaton
 
 EOS = 3
 CUT_SHORT = (FinishReason.ABORT, FinishReason.ERROR)
@@ -47,6 +48,9 @@ class Outcome:
     pending: PendingTokens
     failing: bool
 
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        self.pending.constrain(masks)
+
     def result(self) -> Sequence[StepTokens]:
         tokens = self.pending.result()
         if self.failing:
@@ -60,6 +64,7 @@ class World:
 
     seed: int
     requests: dict[str, Request] = field(default_factory=dict)
+    automata: dict[str, Automaton | None] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
     ends: dict[str, TokenOutput] = field(default_factory=dict)
 
@@ -96,9 +101,11 @@ class World:
         stem = rng.choice(self.stems)
         prompt = stem[: rng.randrange(1, len(stem) + 1)]
         prompt = prompt + [rng.randrange(self.vocab) for _ in range(rng.choice([0, 0, 3, 20]))]
+        bound = rng.random() < 0.3
+        automaton = random_automaton(rng, self.vocab, EOS) if bound else None
         params = SamplingParams(
             max_new_tokens=rng.choice([None, 3, 10, 40]),
-            min_new_tokens=rng.choice([0, 0, 0, 3]),
+            min_new_tokens=0 if bound else rng.choice([0, 0, 0, 3]),
             temperature=rng.choice([0.0, 1.0]),
             stop_token_ids=tuple(rng.sample(range(self.vocab), rng.choice([0, 0, 2]))),
             ignore_eos=rng.random() < 0.2,
@@ -115,6 +122,7 @@ class World:
                 priority=priority,
                 extra_key=extra_key,
                 parent_id=str(parent),
+                matcher=automaton.matcher() if automaton else None,
             )
             if len(prompt) + 1 > self.max_tokens:
                 with pytest.raises(RequestError, match="prompt has"):
@@ -122,6 +130,7 @@ class World:
             else:
                 self.engine.add_request(request)
                 self.requests[request.id] = request
+                self.automata[request.id] = automaton
 
     def abort_someone(self) -> None:
         if self.requests:
@@ -148,7 +157,7 @@ class World:
         self.engine.schedulers[0].cache.check_integrity()
 
     def expected(self, request: Request) -> list[int]:
-        params, prompt = request.params, request.prompt_ids.tolist()
+        params, prompt, automaton = request.params, request.prompt_ids.tolist(), self.automata[request.id]
         room = self.max_tokens - len(prompt)
         return expected_tokens(
             prompt,
@@ -159,6 +168,7 @@ class World:
             eos_every=self.eos_every,
             stop={*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))},
             min_new_tokens=params.min_new_tokens,
+            allowed=automaton.allowed if automaton else None,
         )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from radixmesh.backends.jax.buckets import Shape
 from radixmesh.backends.jax.decoder import Decoder
 from radixmesh.backends.jax.forward_batch import Layout
 from radixmesh.backends.jax.loader import abstract_param
@@ -41,7 +42,7 @@ def compiled_step(mesh_spec: MeshSpec, full: bool) -> jax.stages.Compiled:
     tensor = MeshAxis("tensor", mesh_spec.tensor)
     definition, weights = nnx.split(Decoder(SPEC, params, arrays, tensor))
     state = state_shapes(partition(SPEC, tensor.size), dtype, CAPACITY, mesh, rules)
-    layout = Layout(TOKENS, full, CAPACITY)
+    layout = Layout(Shape(TOKENS, full), CAPACITY, SPEC.vocab_size)
     return lower_step(definition, weights, state, layout, mesh, rules, ragged_paged_attention).compile()
 
 

@@ -54,7 +54,7 @@ def test_code_is_counted_where_the_platform_tells_it(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_a_start_finds_what_the_one_before_compiled_unless_a_flag_differs(tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path / "tiny")
-    count = len(compiled_shapes(8))
+    count = len(compiled_shapes(8, 4))
 
     def found(page_size: int) -> int:
         """How many steps a start with this page size found in the cache."""

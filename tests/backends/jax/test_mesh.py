@@ -1,5 +1,6 @@
 """Models split over simulated devices: the tokens of the oracle, or of one device, on every mesh."""
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.errors import ConfigError
 from radixmesh.engine.request import Request, SamplingParams
+from tests.automaton import Automaton, random_automaton
 from tests.tiny_models import save_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's deprecations
@@ -28,14 +30,17 @@ GREEDY = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=Tru
 @pytest.fixture
 def plain_shape_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile one shape, and not the one with penalties and logprobs: most of these tests' time."""
-    monkeypatch.setattr(runner_module, "compiled_shapes", lambda tokens: [Shape(tokens, False)])
+    monkeypatch.setattr(runner_module, "compiled_shapes", lambda tokens, _: [Shape(tokens, False)])
     monkeypatch.setattr(runner_module, "shape_of", lambda tokens, *_: Shape(tokens, False))
 
 
 def generate(
-    prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], **options: Any
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    automata: dict[int, Automaton] | None = None,
+    **options: Any,
 ) -> list[list[int]]:
-    """Token ids of each prompt, all served together by a runner of its own."""
+    """Token ids of each prompt, all served together by a runner of its own; some bound by an automaton."""
     defaults: dict[str, Any] = dict(
         skip_tokenizer_init=True, dtype="float32", page_size=4, max_total_tokens=512, max_running_requests=4,
         chunked_prefill_size=4, disable_compilation_cache=True,
@@ -47,7 +52,10 @@ def generate(
     runner.warmup()
     engine = Engine(config, info, runner, strict=True)
     for index, (ids, each) in enumerate(zip(prompts, params, strict=True)):
-        engine.add_request(Request(str(index), np.asarray(ids, np.int32), each, seed=index))
+        request = Request(str(index), np.asarray(ids, np.int32), each, seed=index)
+        if automata and index in automata:
+            request.matcher = automata[index].matcher()
+        engine.add_request(request)
     outputs: list[list[int]] = [[] for _ in prompts]
     while engine.has_work:
         for output in engine.step():
@@ -113,11 +121,15 @@ def test_sampling_and_penalties_do_not_depend_on_the_mesh(tmp_path: Path) -> Non
         SamplingParams(temperature=1.0, min_p=0.05, logprobs=3, logit_bias={7: 3.0}, **common),
         GREEDY,
     ]
+    # free, then under masks
+    rng = random.Random(0)
+    automata = {index: random_automaton(rng, 157, eos=1) for index in range(5, 10)}
     one, groups = (
-        generate(prompts, params, model_path=str(tmp_path), dp_size=dp, tp_size=tp)
+        generate(prompts * 2, params * 2, automata, model_path=str(tmp_path), dp_size=dp, tp_size=tp)
         for dp, tp in ((1, 1), (2, 2))
     )
     assert one == groups
+    assert all(automaton.accepts(one[index]) for index, automaton in automata.items())
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from radixmesh.backends.jax.forward_batch import ForwardBatch, Sampling
-from radixmesh.backends.jax.sampler import sample
+from radixmesh.backends.jax.sampler import sample, sample_masked
 from radixmesh.kernels.paged_attention.rows import RaggedRows
 from radixmesh.kernels.sampling.reference import choose_tokens
 from radixmesh.sharding.axis import ALONE, MeshAxis
@@ -61,6 +61,8 @@ def batch_of(
         logits_positions=i32(np.arange(rows)),
         logits_rows=i32(np.arange(rows)),
         num_wanted=i32(rows),
+        reshapes=jnp.asarray(False),
+        masks=jnp.zeros((rows, 0), jnp.uint32),
         slots=empty,
         sampling=Sampling(
             indices=i32(lengths),
@@ -192,18 +194,27 @@ def test_a_split_vocabulary_changes_nothing(shards: int) -> None:
         repetition_penalty=[1.0, 1.3, *[1.0] * 9, 1.2],
     )  # fmt: skip
     mesh = make_mesh(jax.devices(), MeshSpec(tensor=shards))
-    arrays = jax.tree.map(jnp.asarray, (logits, batch, pages))
-    for full in (False, True):
+    masks = rng.integers(0, 2**32, (rows, 2), np.uint32)  # of 40 bits each; a shard of 5 ids lies across both
+    masked = [batch._replace(masks=jnp.asarray(masks), reshapes=jnp.asarray(full)) for full in (False, True)]
+    steps: list[tuple[Any, ForwardBatch, bool]] = [
+        (partial(sample, full=full), batch, full) for full in (False, True)
+    ]
+    steps += [(sample_masked, each, bool(each.reshapes)) for each in masked]
+    for step, batch, full in steps:
+        arrays = jax.tree.map(jnp.asarray, (logits, batch, pages))
         split = jax.shard_map(
-            partial(sample, full=full, tensor=MeshAxis("tensor", shards)),
+            partial(step, tensor=MeshAxis("tensor", shards)),
             mesh=mesh,
             in_specs=(PartitionSpec(None, "tensor"), PartitionSpec(), PartitionSpec()),
             out_specs=PartitionSpec(),
             check_vma=False,
         )
         got = jax.tree.map(np.asarray, jax.jit(split)(*arrays))
-        want = run(logits, batch, pages, full)
+        want = jax.tree.map(np.asarray, jax.jit(partial(step, tensor=ALONE))(*arrays))
         assert (got["token_ids"] == want["token_ids"]).all() and (got["token_ids"] < vocab).all()
+        if step is sample_masked:
+            chosen = got["token_ids"]
+            assert (masks[np.arange(rows), chosen // 32] >> (chosen % 32) & 1).all()
         if full:
             assert (got["top_ids"] == want["top_ids"]).all()
             for name in ("logprobs", "top_logprobs"):

@@ -1,6 +1,7 @@
 """Start-up compiles every shape that a step can have."""
 
 from pathlib import Path
+from random import Random
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from radixmesh.backends.registry import backend_for
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.request import Request, SamplingParams
+from tests.automaton import random_automaton
 from tests.tiny_models import save_tiny_model
 
 KINDS = [
@@ -22,7 +24,7 @@ KINDS = [
 
 @pytest.mark.slow
 def test_nothing_compiles_after_warmup(tmp_path: Path) -> None:
-    """Every bucket and sampling variant, mixed lengths and aborts: not one backend compilation."""
+    """Every bucket and sampling variant, mixed lengths, masks and aborts: not one backend compilation."""
     save_tiny_model("gemma3", tmp_path)
     config = EngineConfig(
         model_path=str(tmp_path), backend="jax", page_size=8, chunked_prefill_size=32, max_running_requests=8,
@@ -45,7 +47,10 @@ def test_nothing_compiles_after_warmup(tmp_path: Path) -> None:
         for index in range(60):
             ids = random.integers(3, 160, random.integers(1, 70)).astype(np.int32)
             params = KINDS[random.integers(len(KINDS))]
-            engine.add_request(Request(id=str(index), prompt_ids=ids, params=params, seed=index))
+            request = Request(id=str(index), prompt_ids=ids, params=params, seed=index)
+            if index % 3 == 0:
+                request.matcher = random_automaton(Random(index), 160, eos=1).matcher()
+            engine.add_request(request)
             for _ in range(random.integers(3)):
                 engine.step()
             if index % 5 == 0:
@@ -57,5 +62,6 @@ def test_nothing_compiles_after_warmup(tmp_path: Path) -> None:
     finally:
         jax.monitoring.clear_event_listeners()
         runner.close()
-    assert engine.stats().finished > 40 and engine.stats().aborted > 3
+    stats = engine.stats()
+    assert stats.finished > 40 and stats.aborted > 3 and stats.constrained_tokens > 40 and not stats.errors
     assert during == [] and compiled
