@@ -55,6 +55,7 @@ class GroupView:
     stats: EngineStats
     max_running: int
     step_tokens: int  # at most, in one step
+    num_prefixes: int  # children of the root, shown or not
     requests: list[RequestView]
     nodes: list[NodeView]
 
@@ -67,6 +68,7 @@ def view_group(scheduler: Scheduler, max_nodes: int = MAX_NODES) -> GroupView:
         stats=scheduler.stats(),
         max_running=scheduler.max_rows,
         step_tokens=scheduler.token_budget,
+        num_prefixes=len(scheduler.cache.root.children),
         requests=[_view_request(each, now) for each in islice(running, MAX_REQUESTS)],
         nodes=[_view_node(each, scheduler.cache) for each in islice(by_recency(scheduler.cache), max_nodes)],
     )

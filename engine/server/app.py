@@ -16,6 +16,7 @@ from .health import add_health_routes
 from .native import add_generate_route
 from .openapi import ERRORS, document
 from .options import ServerOptions
+from .page import add_page_routes
 from .state import Server
 
 
@@ -39,4 +40,5 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     add_model_routes(app, server)
     add_admin_routes(app, server)
     add_health_routes(app, server)
+    add_page_routes(app, server)
     return app

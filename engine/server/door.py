@@ -13,8 +13,9 @@ from .visit import current_visit
 
 # the page holds nothing of anyone's: what it shows it asks for, with a key
 OPEN_PATHS = frozenset({"/", "/health", "/ping"})
-# they change the server's state for everybody; /abort_request looks itself whose request it is
-ADMIN_PATHS = frozenset({"/flush_cache"})
+# they change the server's state for everybody, or show everybody's prompts; /abort_request looks itself whose
+# request it is
+ADMIN_PATHS = frozenset({"/flush_cache", "/engine_state"})
 
 _WORK = ("POST", "PUT")  # what counts as a request of the limit; looking costs nothing
 
@@ -63,7 +64,7 @@ class Door:
             )
         if needs_admin and not key.is_admin:
             raise ForbiddenError(
-                f"{path} needs the admin key; the one given may not change the server's state"
+                f"{path} needs the admin key; the one given is for requests of one's own alone"
             )
 
 

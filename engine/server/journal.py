@@ -17,7 +17,7 @@ log = logging.getLogger("radixmesh.requests")
 
 _FIELDS = "fields"  # of a log record: what the line tells, by name
 # asked every few seconds by machines; told only when they go wrong, or with log_level=debug
-_QUIET = frozenset({"/health", "/ping", "/metrics"})
+_QUIET = frozenset({"/health", "/ping", "/metrics", "/engine_state"})
 
 
 @dataclass(slots=True)

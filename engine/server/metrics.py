@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from ..outputs import RequestOutput
 from ..stats import EngineStats
+from .recent import Recent
 
 PREFIX = "radixmesh:"
 
@@ -31,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.recent_ttft, self.recent_itl = Recent(), Recent()
         self._ttft = self._histogram(
             "time_to_first_token_seconds", "from arrival to the first token", _TTFT_BUCKETS
         )
@@ -88,9 +90,11 @@ class RequestClock:
             if last is None:
                 self._metrics._ttft.observe(now - self._started)
                 self._metrics._queue.observe(output.queue_seconds)
+                self._metrics.recent_ttft.add(now - self._started)
             else:  # several tokens at once share the wait evenly
                 for _ in range(count):
                     self._metrics._itl.observe((now - last) / count)
+                self._metrics.recent_itl.add((now - last) / count, count)
             self._last[output.index] = now
         if output.finish_reason is not None:
             self._metrics._e2e.observe(now - self._started)

@@ -82,6 +82,8 @@ class ServerOptions:
     )
     log_format: Literal["text", "json"] = option("text", "how lines of the log are written")
     access_log: bool = option(True, "log a line for each HTTP request; never prompts, answers or keys")
+    ui: bool = option(True, "serve the page at / and /engine_state, which it shows")
+    ui_prompts: bool = option(True, "show there how the texts of cached prompts begin")
 
     def __post_init__(self) -> None:
         if not self.host:

@@ -96,7 +96,7 @@ def test_what_a_snapshot_says() -> None:
     (group,) = engine.view()
     scheduler = engine.schedulers[0]
     assert group.stats == scheduler.stats() and group.stats.num_running == 2
-    assert (group.max_running, group.step_tokens) == (8, 256)
+    assert (group.max_running, group.step_tokens, group.num_prefixes) == (8, 256, 1)
 
     nodes = {node.id: node for node in group.nodes}
     assert len(nodes) == len(all_nodes(scheduler.cache))
