@@ -5,7 +5,7 @@ chunks. Of these T positions, L want logits; each of the L yields one sampled to
 ScheduleBatch into their ForwardBatch: on the device, padded to a bucket.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -73,6 +73,7 @@ class ScheduleBatch:
     logits_rows: I32  # [L] into the rows
     constrained: I32  # [C] into the wanted positions: those whose token a mask bounds
     sampling: SamplingArrays
+    pooled: I32 = field(default_factory=lambda: np.empty(0, np.int32))  # rows whose hidden states are wanted
 
     @property
     def num_tokens(self) -> int:
@@ -81,12 +82,13 @@ class ScheduleBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """What a step sampled, in the order of `ScheduleBatch.sampled`. Logprobs only for FULL."""
+    """What a step brought: tokens in the order of `ScheduleBatch.sampled`. Logprobs only for FULL."""
 
     token_ids: I32  # [L]
     logprobs: F32 | None = None  # [L]
     top_ids: I32 | None = None  # [L, MAX_TOP_LOGPROBS]
     top_logprobs: F32 | None = None  # [L, MAX_TOP_LOGPROBS]
+    pooled: F32 | None = None  # [S, embed] of each row, if any is wanted: see `pooling`
 
     def logprobs_of(self, index: int, num_top: int) -> TokenLogprobs:
         """Those of one token, with so many alternatives."""

@@ -42,6 +42,7 @@ class SamplingTable:
         self.prompt_lens = np.zeros(num_slots, np.int32)
         self.variant = np.zeros(num_slots, np.int32)
         self.constrained = np.zeros(num_slots, np.bool_)
+        self.embeds = np.zeros(num_slots, np.bool_)
         self.bias_ids = [_NO_IDS] * num_slots
         self.bias_values = [_NO_VALUES] * num_slots
         self.forbidden = [_NO_IDS] * num_slots
@@ -60,6 +61,7 @@ class SamplingTable:
         self.prompt_lens[slot] = request.num_prompt_tokens
         self.variant[slot] = _variant(params)
         self.constrained[slot] = request.matcher is not None
+        self.embeds[slot] = params.embed
         bias = params.logit_bias
         self.bias_ids[slot] = np.fromiter(bias.keys(), np.int32, len(bias))
         self.bias_values[slot] = np.fromiter(bias.values(), np.float32, len(bias))
@@ -158,6 +160,7 @@ def build_batch(
         logits_rows=logits_rows,
         constrained=np.flatnonzero(table.constrained[sampled_slots]).astype(np.int32),
         sampling=sampling,
+        pooled=np.flatnonzero(table.embeds[slots]).astype(np.int32),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from .errors import ConfigError
 
+Pooling = Literal["none", "last", "mean"]
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -66,6 +67,9 @@ class EngineConfig:
     max_queued_requests: int = option(4096, "requests that may wait; more are refused with 429")
     chunked_prefill_size: int | None = option(None, "token budget of a step: decode rows and prefill chunks")
     page_size: int | None = option(None, "tokens in a page of the KV pool")
+    embedding_pooling: Pooling = option(
+        "none", "embeddings: of a prompt's last hidden state, or of the mean of all; none: there are none"
+    )
     schedule_policy: Literal["fcfs", "lpm", "dfs-weight", "priority", "random"] = option(
         "fcfs", "order in which waiting requests are admitted"
     )

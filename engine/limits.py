@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .config import EngineConfig
+from .config import EngineConfig, Pooling
 from .errors import RequestError
 from .request import Request
 from .runner import ModelInfo, RunnerCapacity
@@ -18,19 +18,22 @@ class Limits:
     vocab_size: int
     context_length: int
     pool_tokens: int  # tokens of KV that the whole pool holds
+    pooling: Pooling = "none"
 
     @classmethod
     def of(cls, config: EngineConfig, info: ModelInfo, capacity: RunnerCapacity) -> "Limits":
         """The limits of an engine."""
         context = min(info.context_length, config.context_length or info.context_length)
-        return cls(info.vocab_size, context, capacity.num_pages * capacity.page_size)
+        pool = capacity.num_pages * capacity.page_size
+        return cls(info.vocab_size, context, pool, config.embedding_pooling)
 
     @property
     def max_tokens(self) -> int:
         return min(self.context_length, self.pool_tokens)
 
     def check(self, request: Request) -> None:
-        """Refuse a request that can never be served; set `output_limit`, `last_position` and `stop_set`.
+        """Refuse a request that can never be served; set `output_limit`, `last_position`, `stop_set` and
+        `whole`.
 
         `max_new_tokens` beyond what fits is clipped: such a request ends with FinishReason.LENGTH.
         Raises RequestError, naming the field.
@@ -49,10 +52,13 @@ class Limits:
                 "prompt",
             )
         params = request.params
+        if params.embed and self.pooling == "none":
+            raise RequestError("the engine makes no embeddings; with embedding_pooling last or mean it does")
         self._check_ids("logit_bias", params.logit_bias)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         wanted = self.max_tokens if params.max_new_tokens is None else params.max_new_tokens
         request.output_limit = min(wanted, self.max_tokens - len(prompt))
+        request.whole = params.embed and self.pooling == "mean"
         request.last_position = len(prompt) + request.output_limit - 1
         eos = frozenset() if params.ignore_eos else request.eos_token_ids
         request.stop_set = eos.union(params.stop_token_ids)

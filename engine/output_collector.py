@@ -81,4 +81,5 @@ class OutputState:
             num_cached_tokens=self._num_cached_tokens,
             queue_seconds=output.queue_seconds,
             error=output.error,
+            embedding=output.embedding,
         )

@@ -18,6 +18,7 @@ class TokenOutput:
     num_cached_tokens: int = 0
     queue_seconds: float = 0.0  # from arrival to when it was first admitted
     error: str | None = None  # with FinishReason.ERROR
+    embedding: bytes | None = None  # with the last of a request for one: float32, native byte order
 
     @classmethod
     def of(cls, request: Request, token_ids: list[int], error: str | None = None) -> "TokenOutput":
@@ -31,6 +32,7 @@ class TokenOutput:
             num_cached_tokens=request.num_cached_tokens,
             queue_seconds=request.queue_seconds,
             error=error,
+            embedding=request.embedding,
         )
 
 
@@ -54,3 +56,4 @@ class RequestOutput:
     num_cached_tokens: int = 0
     queue_seconds: float = 0.0
     error: str | None = None
+    embedding: bytes | None = None  # float32, native byte order, not normalized

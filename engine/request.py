@@ -42,6 +42,7 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` -1 keeps the whole vocabulary. `logprobs` None returns none,
     0 the chosen token's, k also the k likeliest; they are of the model's own distribution, before
     temperature and penalties. `max_new_tokens` None runs to the end of the context.
+    `embed` asks for the prompt's embedding in place of text (see `pooling.EMBED`).
     `sampling_seed` fixes the text for a prompt whatever else is in the batch.
 
     Raises RequestError, naming the field, for a value that cannot be honoured.
@@ -65,6 +66,7 @@ class SamplingParams:
     no_stop_trim: bool = False
     n: int = 1
     logprobs: int | None = None
+    embed: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -85,6 +87,8 @@ class SamplingParams:
         _check_int("n", self.n, 1, MAX_N)
         if self.sampling_seed is not None:
             _check_int("sampling_seed", self.sampling_seed, -(2**63), 2**64 - 1)
+        if self.embed and (self.max_new_tokens, self.n) != (1, 1):
+            raise RequestError("embed is true; accepted is that with max_new_tokens 1 and n 1", "embed")
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
@@ -194,6 +198,10 @@ class Request:
     queue_seconds: float = 0.0  # from arrival to when it was first admitted
     num_preemptions: int = 0
     turn: int = -1  # place in order of arrival; -1 until it is queued
+    hidden_sum: NDArray[np.floating] | None = None  # of the first num_pooled_tokens, or the last of them
+    num_pooled_tokens: int = 0
+    embedding: bytes | None = None  # float32, once the prompt is computed, if it is asked for
+    whole: bool = False  # every token has to be computed, none taken from the cache
     output_limit: int = 0  # output tokens that it may reach
     last_position: int = 0  # of the last of these, which is never computed: nothing follows it
     stop_set: frozenset[int] = frozenset()  # eos_token_ids, unless ignored, and params.stop_token_ids

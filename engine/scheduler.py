@@ -29,6 +29,7 @@ from .limits import Limits
 from .outputs import TokenOutput
 from .page_pool import PagePool
 from .policy import WaitingQueue, claim
+from .pooling import take_pooled
 from .radix_cache import RadixCache, RadixNode
 from .request import FinishReason, Request, RequestStatus
 from .request_pages import RequestPages, add_pages
@@ -275,7 +276,7 @@ class Scheduler:
                 return 0
         tokens = request.known_tokens()
         # the last token is always computed: its logits are wanted
-        match = self.cache.match_prefix(tokens[:-1], request.extra_key)
+        match = self.cache.match_prefix(tokens[: 0 if request.whole else -1], request.extra_key)
         start = len(match.pages) * self.page_size
         shareable = start + self.page_size < len(tokens)
         if shareable and (match.node, tokens[start : start + self.page_size].tobytes()) in plan.first_pages:
@@ -322,6 +323,7 @@ class Scheduler:
         outputs = self.outputs  # at once: no end is lost if a later row shows a bug
         ids = tokens.token_ids.tolist()
         self._refuse_invalid(batch, tokens.token_ids)
+        take_pooled(batch, tokens, self.config.embedding_pooling)
         with_logprobs = batch.variant == SamplingVariant.FULL
         finished, count = RequestStatus.FINISHED, 0
         for index, (request, token) in enumerate(zip(batch.sampled, ids, strict=True)):

@@ -36,3 +36,16 @@ def expected_tokens(
         if token in stop:
             break
     return output
+
+
+def expected_embedding(prompt: Sequence[int], *, mean: bool) -> list[float]:
+    """The pooled hidden states of `prompt`: the last token's, or the mean of all."""
+    total, states = 0, []
+    for place, token in enumerate(prompt, 1):
+        total += (int(token) + 1) * place
+        states.append([total % 7, total % 11, total % 13, total % 1009])
+    return (
+        [sum(column) / len(states) for column in zip(*states, strict=True)]
+        if mean
+        else [float(each) for each in states[-1]]
+    )

@@ -10,6 +10,8 @@ of a row up to the wanted position k:
             h % vocab_size               otherwise
             the next id upwards, while the id has a bias of -100 or less or is masked
 
+The hidden state of t_k has four numbers: its sum in h modulo 7, 11, 13 and 1009.
+
 `oracle.py` computes the same from lists. Penalties and other biases are checked by real runners only.
 
 The fake also holds the engine to the protocol: limits, unique KV slots, no read of a page that another
@@ -19,16 +21,18 @@ row writes in the same step, masks exactly when and where they are due. A breach
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.batch import U32, SamplingVariant, ScheduleBatch, StepTokens
-from ...engine.config import Choice, EngineConfig
+from ...engine.batch import F32, U32, SamplingVariant, ScheduleBatch, StepTokens
+from ...engine.config import Choice, EngineConfig, Pooling
 from ...engine.errors import ConfigError
 from ...engine.request import MAX_TOP_LOGPROBS
 from ...engine.runner import ModelInfo, RunnerCapacity
 
+HIDDEN = (7, 11, 13, 1009)
 STALE = -(10**6)  # what a page holds before anything was written to it
 
 I64 = NDArray[np.int64]
@@ -52,11 +56,12 @@ class FakeRunner:
         eos_token_id: int = 0,
         eos_every: int = 0,
         step_time: float = 0.0,
+        pooling: Pooling = "none",
     ) -> None:
         self._capacity = capacity
         self.vocab_size = vocab_size
         self._eos_token_id, self._eos_every = eos_token_id, eos_every
-        self._step_time = step_time
+        self._step_time, self._pooling = step_time, pooling
         self._device_free_at = 0.0
         self._kv = np.full((capacity.num_pages, capacity.page_size), STALE, np.int64)
         self._slots = np.full(capacity.max_running_requests, STALE, np.int64)
@@ -109,7 +114,23 @@ class FakeRunner:
         likeliest = self._likeliest(np.where(greedy, hashes, hashes + salt))
         tokens = self._choose(likeliest, batch, masks)
         self._slots[batch.sampling.slots] = tokens
-        return _step_tokens(tokens, likeliest, self.vocab_size, batch.variant)
+        sampled = _step_tokens(tokens, likeliest, self.vocab_size, batch.variant)
+        if not len(batch.pooled):
+            return sampled
+        _require(self._pooling != "none", "an embedding, which this runner does not make")
+        return replace(sampled, pooled=self._pool(batch))
+
+    def _pool(self, batch: ScheduleBatch) -> F32:
+        """[S, len(HIDDEN)] of each row the hidden state of its last token, or the sum of its tokens'."""
+        pooled = []
+        for row, (start, end) in enumerate(
+            zip(batch.kv_lens - np.diff(batch.cu_q_lens), batch.kv_lens, strict=True)
+        ):
+            pages = batch.page_indices[batch.page_offsets[row] : batch.page_offsets[row + 1]]
+            terms = (self._kv[pages].reshape(-1)[:end] + 1) * np.arange(1, end + 1)
+            hidden = terms.cumsum()[start:, None] % np.array(HIDDEN)
+            pooled.append(hidden[-1] if self._pooling == "last" else hidden.sum(axis=0))
+        return np.array(pooled, np.float32)
 
     def _sums(self, batch: ScheduleBatch, wanted: I64) -> I64:
         """[L] sum((t_i + 1) * (i + 1)) over the positions i up to `wanted` [L], through the page table."""
@@ -195,7 +216,7 @@ def create_fake_runner(config: EngineConfig, info: ModelInfo) -> FakeRunner:
         max_page_indices=2 * num_pages,
     )
     eos = min(info.eos_token_ids, default=0)
-    return FakeRunner(capacity, info.vocab_size, eos_token_id=eos)
+    return FakeRunner(capacity, info.vocab_size, eos_token_id=eos, pooling=config.embedding_pooling)
 
 
 def _step_tokens(tokens: I64, likeliest: I64, vocab_size: int, variant: SamplingVariant) -> StepTokens:

@@ -1,7 +1,7 @@
 """The JAX model runner: plans in, tokens out, one compiled call a step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -32,23 +32,27 @@ CPU_ROW_TOKENS = 1024  # of a default pool on a CPU, where larger ones are asked
 
 @dataclass(slots=True)
 class _Pending:
-    """A launched step: arrays that the device may still be filling, [groups, L, ...]."""
+    """A launched step: arrays that the device may still be filling, [groups, L or S, ...]."""
 
-    counts: list[int]  # L of each group's batch
-    arrays: dict[str, jax.Array] | None
+    batches: Sequence[ScheduleBatch | None]
+    arrays: dict[str, jax.Array]
     sample: Callable[[Sequence[U32 | None]], dict[str, jax.Array]] | None = None  # what is left to launch
 
     def constrain(self, masks: Sequence[U32 | None]) -> None:
         assert self.sample is not None, "no row waits for masks"
-        self.arrays, self.sample = self.sample(masks), None
+        self.arrays, self.sample = self.arrays | self.sample(masks), None
 
     def result(self) -> list[StepTokens]:
-        assert self.arrays is not None, "constrain() comes first"
+        assert self.sample is None, "constrain() comes first"
         arrays = {name: np.asarray(array) for name, array in self.arrays.items()}
-        return [
-            StepTokens(**{name: array[group, :count] for name, array in arrays.items()})
-            for group, count in enumerate(self.counts)
-        ]
+        pooled, results = arrays.pop("pooled", None), []
+        for group, batch in enumerate(self.batches):
+            count = 0 if batch is None else len(batch.sampled)
+            tokens = StepTokens(**{name: array[group, :count] for name, array in arrays.items()})
+            if pooled is not None and batch is not None:
+                tokens = replace(tokens, pooled=pooled[group, : len(batch.rows)])
+            results.append(tokens)
+        return results
 
 
 class JaxRunner:
@@ -63,6 +67,7 @@ class JaxRunner:
         self._spec = partition(spec, self._tensor.size)
         self._definition, self._weights = nnx.split(Decoder(spec, params, arrays, self._tensor))
         self._kv_dtype = jnp.dtype(config.kv_cache_dtype)
+        self._pooling = config.embedding_pooling
         pool = self._choose_pool(config, info, device_bytes(arrays.values()))
         self.choices: tuple[Choice, ...] = (*choices, pool)
         self.capacity = _capacity(config, pool, mesh.shape["data"])
@@ -89,16 +94,17 @@ class JaxRunner:
         halves = any(batch is not None and len(batch.constrained) for batch in batches)
         part = Part.FORWARD if halves else Part.WHOLE
         shape = shape_of(self.capacity.max_step_tokens, tokens, variant, part)
-        sampled = self.launch(shape, self._layouts[shape].pack(batches))
-        counts = [0 if batch is None else len(batch.sampled) for batch in batches]
+        launched = self.launch(shape, self._layouts[shape].pack(batches))
+        if not any(batch is not None and len(batch.pooled) for batch in batches):
+            launched.pop("pooled", None)  # which nobody wants on the host
         if not halves:
-            return _Pending(counts, sampled)
+            return _Pending(batches, launched)
         sampler = sampler_of(shape, self.capacity.max_running_requests)
 
         def sample(masks: Sequence[U32 | None]) -> dict[str, jax.Array]:
             return self.launch(sampler, self._layouts[sampler].pack(batches, masks))
 
-        return _Pending(counts, None, sample)
+        return _Pending(batches, launched, sample)
 
     def launch(self, shape: Shape, words: np.ndarray) -> dict[str, jax.Array]:
         """Launch the compiled step for `shape` on packed batches, int32 [groups, words]: all that differs
@@ -129,7 +135,9 @@ class JaxRunner:
         if shape.part == Part.SAMPLE:
             return lower_sampler(state, layout, self._mesh, self._rules)
         attend = attention_for(self._mesh.devices.flat[0])
-        return lower_step(self._definition, self._weights, state, layout, self._mesh, self._rules, attend)
+        return lower_step(
+            self._definition, self._weights, state, layout, self._mesh, self._rules, attend, self._pooling
+        )
 
     def _abstract_state(self) -> DeviceState:
         return state_shapes(self._spec, self._kv_dtype, self.capacity, self._mesh, self._rules)

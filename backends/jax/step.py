@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ...engine.config import Pooling
+from ...kernels.paged_attention.rows import RaggedRows
 from ...sharding.axis import MeshAxis
 from ...sharding.rules import ShardingRules
 from ...sharding.topology import chip_of
@@ -25,7 +27,7 @@ from .sampler import sample, sample_masked
 LOGITS = ("rows", None, "vocab")  # [data shards, L, vocab]
 
 # (weights, device state, packed batch) -> (device state, what was sampled), or, of the first half,
-# {"logits": [data, L, vocab]}
+# {"logits": [data, L, vocab]}; where there is a pooling also {"pooled": [data, S, embed]}
 Step = Callable[[nnx.State, DeviceState, jax.Array], tuple[DeviceState, dict[str, jax.Array]]]
 # (slots, token ids of pages, logits, packed batch) -> (slots, what was sampled)
 Sampler = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -33,15 +35,17 @@ Sampler = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array
 
 def lower_step(
     definition: nnx.GraphDef, weights: nnx.State, state: DeviceState, layout: Layout, mesh: Mesh,
-    rules: ShardingRules, attend: Attention,
+    rules: ShardingRules, attend: Attention, pooling: Pooling = "none",
 ) -> jax.stages.Lowered:  # fmt: skip
     """`make_step` ready for the compiler, the device state donated.
 
     `weights` and `state` may be `jax.ShapeDtypeStruct`s with shardings on devices that are not here.
     """
-    step = make_step(definition, weights, layout, mesh, rules, attend)
-    forward = layout.shape.part == Part.FORWARD
-    result = rules.sharding(mesh, LOGITS) if forward else _sampled_sharding(mesh, rules)
+    step = make_step(definition, weights, layout, mesh, rules, attend, pooling)
+    result: Any = _sampled_sharding(mesh, rules)
+    if layout.shape.part == Part.FORWARD:
+        pooled = {} if pooling == "none" else {"pooled": result}
+        result = {"logits": rules.sharding(mesh, LOGITS), **pooled}
     shardings = (jax.tree.map(lambda each: each.sharding, state), result)
     options = _compiler_options(mesh.devices.flat[0])
     compiled = jax.jit(step, donate_argnums=1, out_shardings=shardings, compiler_options=options)
@@ -62,7 +66,7 @@ def lower_sampler(state: DeviceState, layout: Layout, mesh: Mesh, rules: Shardin
 
 def make_step(
     definition: nnx.GraphDef, weights: nnx.State, layout: Layout, mesh: Mesh, rules: ShardingRules,
-    attend: Attention,
+    attend: Attention, pooling: Pooling = "none",
 ) -> Step:  # fmt: skip
     """The step for the shape of `layout`: embedding to token slots, nothing left to the host; or its first
     half, up to the logits.
@@ -83,15 +87,18 @@ def make_step(
         page_tokens = state.page_tokens.at[batch.rows.kv_slots].set(tokens)
         hidden, kv_pages = decoder(tokens, batch.positions, batch.rows, state.kv_pages, attend)
         logits = decoder.logits(hidden[batch.logits_positions])
+        pooled = {} if pooling == "none" else {"pooled": data.gather(_pool(hidden, batch.rows, pooling))}
         if layout.shape.part == Part.FORWARD:
-            return DeviceState(kv_pages, page_tokens, state.slots), {"logits": logits[None]}
+            return DeviceState(kv_pages, page_tokens, state.slots), {"logits": logits[None], **pooled}
         sampled = sample(logits, batch, page_tokens.reshape(-1, page_size), layout.shape.full, decoder.tensor)
         slots = state.slots.at[batch.slots].set(sampled["token_ids"])
-        return DeviceState(kv_pages, page_tokens, slots), jax.tree.map(data.gather, sampled)
+        return DeviceState(kv_pages, page_tokens, slots), {**jax.tree.map(data.gather, sampled), **pooled}
 
     weight_specs: Any = jax.tree.map(lambda array: array.sharding.spec, weights)
     states = state_specs(rules)
-    result = rules.spec(LOGITS) if layout.shape.part == Part.FORWARD else PartitionSpec()
+    result: Any = PartitionSpec()
+    if layout.shape.part == Part.FORWARD:
+        result = {"logits": rules.spec(LOGITS), **({} if pooling == "none" else {"pooled": result})}
     return jax.shard_map(
         step,
         mesh=mesh,
@@ -134,6 +141,15 @@ def _sampled_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
     too."""
     hosts = {device.process_index for device in mesh.devices.flat}
     return NamedSharding(mesh, PartitionSpec()) if len(hosts) > 1 else rules.sharding(mesh, ("rows",))
+
+
+def _pool(hidden: jax.Array, rows: RaggedRows, pooling: Pooling) -> jax.Array:
+    """Of each row, [S, embed] float32: the last of its hidden states [T, embed], or their sum."""
+    ends = rows.cu_q_lens[1:]
+    if pooling == "last":
+        return hidden[jnp.maximum(ends - 1, 0)].astype(jnp.float32)
+    owners = jnp.searchsorted(ends, jnp.arange(len(hidden)), side="right")  # padding tokens have none
+    return jax.ops.segment_sum(hidden.astype(jnp.float32), owners, num_segments=len(ends))
 
 
 def _compiler_options(device: jax.Device) -> dict[str, str]:

@@ -88,14 +88,14 @@ class DecodeGraphs:
         layout = Layout.decode(bucket, variant, self._capacity)
         batch = layout.unpack(self._packed[: layout.size()])
         self._fill(layout, chunks_batch([], self._capacity))
-        self._step.sample(self._step.logits(self._step.hidden(batch)), batch, variant)
+        self._step.sample(self._step.logits(self._step.hidden(batch), batch), batch, variant)
         torch.cuda.synchronize(self._device)
         # not torch.cuda.graph(), which may collect Python's garbage before each of many captures
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # NCCL's own thread may go on
         try:
             hidden = self._step.hidden(batch)
-            sampled = self._step.sample(self._step.logits(hidden), batch, variant)
+            sampled = self._step.sample(self._step.logits(hidden, batch), batch, variant)
         finally:
             graph.capture_end()
         return _Graph(layout, graph, hidden, sampled)

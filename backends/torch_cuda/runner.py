@@ -67,6 +67,7 @@ class TorchRunner:
         self.capacity = capacity_of(config, int(str(pool.value)))
         self._device, self._quiet = device, ranks.rank > 0
         self._context_length = info.context_length
+        self._pooling = config.embedding_pooling
         operations = operations_for(device, config.strict_kernels)
         decoder = Decoder(spec, weights, info.context_length, operations, ranks)
         state = empty_state(held, getattr(torch, config.kv_cache_dtype), self.capacity, device)
@@ -116,25 +117,28 @@ class TorchRunner:
         assert self._step is not None, "the runner is closed"
         (batch,) = batches
         assert batch is not None, "a step has a batch"
-        count, hidden = len(batch.logits_rows), None
+        count, hidden, pooled = len(batch.logits_rows), None, None
         if self._graphs is not None and self._graphs.fits(batch):
             hidden, sampled = self._graphs.replay(batch)
-            if batch.variant != SamplingVariant.FULL and not len(batch.constrained):
-                return self._pending(sampled, count)
             hidden = hidden[:count]
+            if batch.variant != SamplingVariant.FULL and not len(batch.constrained):
+                # a row has one token: that is its last, and their sum
+                return self._pending(sampled, count, hidden.float() if len(batch.pooled) else None)
         layout = Layout.exact(batch, self.capacity)
         packed = pack_pinned(layout, batch, self._device).to(self._device, non_blocking=True)
         on_device = layout.unpack(packed)
         if hidden is None:
             hidden = self._step.hidden(on_device)
-        logits = self._step.logits(hidden)
+        if len(batch.pooled):
+            pooled = self._step.pool(hidden, on_device, self._pooling)
+        logits = self._step.logits(hidden, on_device)
         if len(batch.constrained):
-            return Launched({}, None, partial(self._sample_masked, logits, on_device, batch))
-        return self._pending(self._step.sample(logits, on_device, batch.variant), count)
+            return Launched({}, None, partial(self._sample_masked, logits, pooled, on_device, batch))
+        return self._pending(self._step.sample(logits, on_device, batch.variant), count, pooled)
 
     @torch.inference_mode()
     def _sample_masked(
-        self, logits: Tensor, on_device: ForwardBatch, batch: ScheduleBatch, masks: U32
+        self, logits: Tensor, pooled: Tensor | None, on_device: ForwardBatch, batch: ScheduleBatch, masks: U32
     ) -> Launched:
         assert self._step is not None, "the runner is closed"
         rows, words = batch.constrained.astype(np.int64), np.array(masks.view(np.int32))
@@ -142,21 +146,22 @@ class TorchRunner:
         if self._device.type != "cpu":
             tensors = (each.pin_memory().to(self._device, non_blocking=True) for each in tensors)
         sampled = self._step.sample(logits, on_device, batch.variant, Masks(*tensors))
-        return self._pending(sampled, len(batch.logits_rows))
+        return self._pending(sampled, len(batch.logits_rows), pooled)
 
     def close(self) -> None:
         """Drop weights, pool and graphs."""
         self._step = self._graphs = None
 
-    def _pending(self, sampled: Sampled, count: int) -> Launched:
-        """Copy to the host what was sampled, without waiting for it."""
+    def _pending(self, sampled: Sampled, count: int, pooled: Tensor | None = None) -> Launched:
+        """Copy to the host what was sampled, and pooled, without waiting for it."""
+        arrays = {name: array[:count] for name, array in sampled.items()}
+        if pooled is not None:
+            arrays["pooled"] = pooled
         if self._device.type == "cpu":
-            return Launched(sampled, None)
+            return Launched(arrays, None)
         host = {
-            name: torch.empty_like(array[:count], device="cpu", pin_memory=True).copy_(
-                array[:count], non_blocking=True
-            )
-            for name, array in sampled.items()
+            name: torch.empty_like(array, device="cpu", pin_memory=True).copy_(array, non_blocking=True)
+            for name, array in arrays.items()
         }
         done = torch.cuda.Event()
         done.record()

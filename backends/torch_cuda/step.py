@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...engine.batch import SamplingVariant
+from ...engine.config import Pooling
 from .decoder import Decoder
 from .forward_batch import ForwardBatch
 from .operations import Operations
@@ -21,19 +22,29 @@ class Step(NamedTuple):
     operations: Operations
 
     def hidden(self, batch: ForwardBatch) -> Tensor:
-        """Hidden states [L, embed] at the wanted positions. Fills KV pages and their token ids."""
+        """Hidden states [T, embed]. Fills KV pages and their token ids."""
         slots, page_tokens = self.state.slots, self.state.page_tokens
         ids = batch.token_ids
         # negative ids stand for what the step before sampled into a slot
         tokens = torch.where(ids < 0, slots[(-1 - ids).clamp(min=0)], ids)
         page_tokens[batch.rows.kv_slots] = tokens
-        hidden = self.decoder.hidden(tokens, batch, self.state.kv_pages)
-        everything = len(batch.logits_positions) == len(tokens)  # as in decode
-        return hidden if everything else hidden[batch.logits_positions]
+        return self.decoder.hidden(tokens, batch, self.state.kv_pages)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [L, vocab] of hidden states [L, embed]."""
-        return self.decoder.logits(hidden)
+    def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
+        """Logits [L, vocab] at the wanted ones of the positions of hidden states [T, embed]."""
+        everything = len(batch.logits_positions) == len(hidden)  # as in decode
+        return self.decoder.logits(hidden if everything else hidden[batch.logits_positions])
+
+    def pool(self, hidden: Tensor, batch: ForwardBatch, pooling: Pooling) -> Tensor:
+        """Of each row, [S, embed] float32: the last of its hidden states [T, embed], or their sum."""
+        ends = batch.rows.cu_q_lens[1:]
+        if pooling == "last":
+            return hidden[ends - 1].float()
+        owners = torch.searchsorted(
+            ends, torch.arange(len(hidden), dtype=ends.dtype, device=ends.device), right=True
+        )
+        sums = hidden.new_zeros(len(ends), hidden.shape[1], dtype=torch.float32)
+        return sums.index_add_(0, owners, hidden.float())
 
     def sample(
         self, logits: Tensor, batch: ForwardBatch, variant: SamplingVariant, masks: Masks | None = None

@@ -36,7 +36,7 @@ def add_sampling_options(
     parser: argparse.ArgumentParser, helps: Mapping[str, str] | None = None, exclude: tuple[str, ...] = ()
 ) -> None:
     """Add a flag for each field of `SamplingParams` but those in `exclude`; `helps` replaces texts."""
-    add_options(parser, SamplingParams, {**_HELPS, **(helps or {})}, exclude)
+    add_options(parser, SamplingParams, {**_HELPS, **(helps or {})}, (*exclude, "embed"))
 
 
 def sampling_params(info: ModelInfo, given: Mapping[str, Any]) -> SamplingParams:

@@ -10,6 +10,7 @@ from .admin import add_admin_routes, add_model_routes
 from .chat import add_chat_routes
 from .completions import add_completion_routes
 from .door import Door
+from .embeddings import add_embedding_route
 from .errors import add_error_handlers
 from .gate import Gate
 from .health import add_health_routes
@@ -36,6 +37,7 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     add_error_handlers(app)
     add_completion_routes(app, server)
     add_chat_routes(app, server)
+    add_embedding_route(app, server)
     add_generate_route(app, server)
     add_model_routes(app, server)
     add_admin_routes(app, server)

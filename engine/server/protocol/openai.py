@@ -45,7 +45,7 @@ _EXTENSIONS: dict[str, tuple[object, ...]] = {
 Prompt = str | list[int]
 _Ids = Annotated[list[int], Field(min_length=1)]
 IdsInput = Annotated[list[int] | list[_Ids], Field(min_length=1)]
-_PromptInput = Annotated[str | list[str] | list[int] | list[_Ids], Field(min_length=1)]
+PromptInput = Annotated[str | list[str] | list[int] | list[_Ids], Field(min_length=1)]
 
 
 class CompletionBody(SamplingBody):
@@ -64,7 +64,7 @@ class CompletionBody(SamplingBody):
         "response_format": ({"type": "text"},),
     }
 
-    @field_validator("prompt", mode="before", json_schema_input_type=_PromptInput)
+    @field_validator("prompt", mode="before", json_schema_input_type=PromptInput)
     @classmethod
     def _prompts(cls, value: object) -> list[Prompt]:
         return read_prompts(value)

@@ -59,6 +59,6 @@ def test_a_bucket_says_what_the_exact_step_says(runner: TorchRunner, variant: Sa
     packed = pack_pinned(layout, decode, static.device)
     static[: len(packed)] = packed
     batch = layout.unpack(static)
-    sampled = step.sample(step.logits(step.hidden(batch)), batch, variant)
+    sampled = step.sample(step.logits(step.hidden(batch), batch), batch, variant)
     np.testing.assert_array_equal(sampled["token_ids"][:3].numpy(), want)
     np.testing.assert_array_equal(step.state.slots[:8].numpy(), want_slots[:8].numpy())

@@ -170,6 +170,16 @@ PLACES: dict[str, Place] = {
         "tools[0].function",
         lambda function: {"messages": HI, "tools": [{"type": "function", "function": function}]},
     ),
+    "EmbeddingBody": Place(
+        "/v1/embeddings",
+        {"input": "a"},
+        {
+            "model": Effect("other", status=404),
+            "input": "b",
+            "encoding_format": "base64",
+            "dimensions": 2,
+        },
+    ),
     "GenerateBody": Place(
         "/generate",
         {"text": "a"},

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 
 from radixmesh.backends.fake.backend import FAKE_BACKEND, TOKENIZER
@@ -28,7 +29,7 @@ class ScriptedLLM:
     """Takes AsyncLLM's place: answers every prompt with `script`, a byte a token, ended by <|im_end|>."""
 
     def __init__(self, template: str, script: str) -> None:
-        self.config = EngineConfig(backend="fake")
+        self.config = EngineConfig(backend="fake", embedding_pooling="last")
         self.info = FAKE_BACKEND.describe(self.config)
         self.capacity = RunnerCapacity(64, 16, 8, 512, 128)
         self.tokenizer = Tokenizer(_fake_tokenizer().fast, template)
@@ -55,6 +56,8 @@ class ScriptedLLM:
                     output.finish_reason, output.matched_stop = FinishReason.STOP, token
                 elif cut and count == params.max_new_tokens:
                     output.finish_reason = FinishReason.LENGTH
+                if params.embed:
+                    output.embedding = np.array([len(prompt), 2, 3], np.float32).tobytes()
                 yield state.feed(output)
                 if state.finished:
                     break
