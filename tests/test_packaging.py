@@ -22,7 +22,8 @@ WHEEL = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 ENTRIES = WHEEL["only-include"]  # folders and files of the root that make the package
 WRITTEN_BY_TESTS = {"failing_backends"}
 OURS = {"radixmesh", "tests", *WRITTEN_BY_TESTS}
-PARTS = {"starlette": "fastapi", "pydantic_core": "pydantic", "jaxlib": "jax"}  # come with, and belong to
+# modules that come with a package and belong to it
+PARTS = {"starlette": "fastapi", "pydantic_core": "pydantic", "jaxlib": "jax", "h11": "uvicorn"}
 
 
 def name_of(requirement: str) -> str:
@@ -162,31 +163,29 @@ def third_party(path: Path) -> set[str]:
     return names - set(sys.stdlib_module_names) - OURS
 
 
-# kernels for torch stand beside the others and are imported by its backend alone
-TORCH_KERNELS = ("kernels/tuning.py",) + tuple(
-    path.relative_to(ROOT).as_posix()
-    for name in ("torch_ref.py", "triton.py")
-    for path in ROOT.glob(f"kernels/*/{name}")
-)
+def files(*patterns: str) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
 
 
-@pytest.mark.parametrize(
-    ("folders", "extras"),
-    [
-        (("engine", "backends/models", "backends/fake", "backends/jax", "kernels", "sharding"), ("plot",)),
-        (("backends/torch_cuda", *TORCH_KERNELS), ("torch",)),
-        (("tests", "benchmarks", "examples"), ("test",)),
-    ],
-)
-def test_what_is_imported_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
-    declared = required().union(*(required(extra) for extra in extras))
+# files that nothing imports before their extra is asked for
+OF_EXTRAS = {
+    "torch": files(
+        "backends/torch_cuda/**/*.py", "kernels/tuning.py", "kernels/*/torch_ref.py", "kernels/*/triton.py"
+    ),
+    "otel": files("engine/server/tracing.py"),
+    "test": files("tests/**/*.py", "benchmarks/**/*.py", "examples/**/*.py"),
+}
+ALWAYS = files(*(f"{room}/**/*.py" for room in ("engine", "backends", "kernels", "sharding")))
+
+
+@pytest.mark.parametrize("extra", [None, *OF_EXTRAS])
+def test_what_is_imported_is_declared(extra: str | None) -> None:
+    declared = required() | (required(extra) if extra else frozenset())
     providers = packages_distributions()
     missing = {
-        f"{path.relative_to(ROOT)}: {module}"
-        for folder in folders
-        for path in ([ROOT / folder] if (ROOT / folder).is_file() else (ROOT / folder).rglob("*.py"))
-        if folder in TORCH_KERNELS or path.relative_to(ROOT).as_posix() not in TORCH_KERNELS
-        for module in third_party(path)
+        f"{path}: {module}"
+        for path in (OF_EXTRAS[extra] if extra else ALWAYS.difference(*OF_EXTRAS.values()))
+        for module in third_party(ROOT / path)
         if not declared
         & {name_of(each) for each in (PARTS.get(module), *providers.get(module, [module])) if each}
     }
