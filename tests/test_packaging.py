@@ -173,6 +173,7 @@ OF_EXTRAS = {
         "backends/torch_cuda/**/*.py", "kernels/tuning.py", "kernels/*/torch_ref.py", "kernels/*/triton.py"
     ),
     "otel": files("engine/server/tracing.py"),
+    "plot": files("engine/cli/plan_plot.py"),
     "test": files("tests/**/*.py", "benchmarks/**/*.py", "examples/**/*.py"),
 }
 ALWAYS = files(*(f"{room}/**/*.py" for room in ("engine", "backends", "kernels", "sharding")))
