@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ..async_llm import AsyncLLM
 from .admin import add_admin_routes, add_model_routes
+from .anthropic.routes import add_messages_routes
 from .chat import add_chat_routes
 from .completions import add_completion_routes
 from .door import Door
@@ -15,6 +16,7 @@ from .errors import add_error_handlers
 from .gate import Gate
 from .health import add_health_routes
 from .native import add_generate_route
+from .ollama.routes import add_ollama_routes
 from .openapi import ERRORS, document
 from .options import ServerOptions
 from .page import add_page_routes
@@ -39,6 +41,8 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     add_chat_routes(app, server)
     add_embedding_route(app, server)
     add_generate_route(app, server)
+    add_messages_routes(app, server)
+    add_ollama_routes(app, server)
     add_model_routes(app, server)
     add_admin_routes(app, server)
     add_health_routes(app, server)

@@ -5,11 +5,11 @@ from typing import Any
 from ..errors import RequestError
 from ..text.tools.format import Tools
 from .conversation import check_tools
-from .openai_common import need_tokenizer
 from .protocol.openai import ChatBody
 from .protocol.tools import calls_allowed, read_tools
 from .state import Server
 from .templates import check_variables
+from .thinking import effort_variables
 
 
 def chat_tools(server: Server, body: ChatBody) -> tuple[list[dict[str, Any]], Tools]:
@@ -30,14 +30,10 @@ def chat_variables(server: Server, body: ChatBody) -> dict[str, Any]:
     check_variables(variables)
     if effort is None:
         return variables
-    if not need_tokenizer(server, "messages").template_uses("reasoning_effort"):
-        raise RequestError(
-            f'reasoning_effort is "{effort}"; the model\'s chat template does not take it, accepted is null',
-            "reasoning_effort",
-        )
+    chosen = effort_variables(server, effort, "reasoning_effort")
     if variables.get("reasoning_effort", effort) != effort:
         raise RequestError(
             f'reasoning_effort is "{effort}" and chat_template_kwargs has another; accepted is one of them',
             "reasoning_effort",
         )
-    return {**variables, "reasoning_effort": effort}
+    return {**variables, **chosen}

@@ -20,9 +20,7 @@ class Conversation:
     """What a chat request asks, as a chat template takes it."""
 
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # OpenAI's definitions; none where none may be called
+    tools: list[dict[str, Any]] = field(default_factory=list)  # those that may be called, as OpenAI has them
     schemas: Tools = field(default_factory=dict)  # of the parameters of these tools
     variables: dict[str, Any] = field(default_factory=dict)  # further ones of the template
     opens_answer: bool = True  # the template begins one
@@ -42,8 +40,7 @@ async def start_chat(
 ) -> tuple[Job, Reading]:
     """The work that `chat` is, and how its answers are read. Raises RequestError naming the message."""
     tokenizer = need_tokenizer(server, "messages")
-    variables = chat.variables | ({"continue_final_message": True} if chat.continues else {})
-    ids = await template_ids(server, chat.messages, variables, chat.opens_answer, chat.tools)
+    ids = await prompt_ids(server, chat)
     if _shows_marks(server, chat):
         params = replace(params, skip_special_tokens=False)
     job = Job([ids], [params], id, field="messages", priority=priority, extra_key=extra_key)
@@ -56,6 +53,12 @@ async def start_chat(
         stream_reasoning=chat.stream_reasoning,
     )
     return job, reading
+
+
+async def prompt_ids(server: Server, chat: Conversation) -> list[int]:
+    """The token ids of the prompt that `chat` is. Raises RequestError naming the message."""
+    variables = chat.variables | ({"continue_final_message": True} if chat.continues else {})
+    return await template_ids(server, chat.messages, variables, chat.opens_answer, chat.tools)
 
 
 def check_tools(server: Server, otherwise: str) -> None:

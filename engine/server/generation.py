@@ -1,7 +1,7 @@
 """From a checked HTTP request to the engine's outputs: batches, time limits, clients that leave."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -128,14 +128,21 @@ async def _merge(
         await _cancel(*tasks)
 
 
-async def collect(server: Server, receive: Receive, job: Job) -> list[list[RequestOutput]]:
-    """The final outputs, [P][n]. Raises ClientGoneError, after aborting, when the client leaves."""
+async def collect(
+    server: Server, receive: Receive, job: Job, saw: Callable[[RequestOutput], None] | None = None
+) -> list[list[RequestOutput]]:
+    """The final outputs, [P][n]; `saw` is told of each output as it comes.
+
+    Raises ClientGoneError, after aborting, when the client leaves.
+    """
 
     async def work() -> list[list[RequestOutput]]:
         final: list[list[Any]] = [[None] * params.n for params in job.params]
         async with time_limit(server), aclosing(outputs(server, job)) as stream:
             async for index, output in stream:
                 final[index][output.index] = output
+                if saw is not None:
+                    saw(output)
         return final
 
     return await until_gone(receive, work())

@@ -26,20 +26,25 @@ class ErrorAnswer(BaseModel):
     error: ErrorObject
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer, "description": "The request was refused; the message says why."},
-    "5XX": {"model": ErrorAnswer, "description": "The server could not answer."},
-}
+def errors_as(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses`, for one whose errors look so."""
+    return {
+        "4XX": {"model": model, "description": "The request was refused; the message says why."},
+        "5XX": {"model": model, "description": "The server could not answer."},
+    }
 
 
-def takes(body: type[Body]) -> dict[str, Any]:
-    """A route's `openapi_extra`: it takes `body`, and answers with events where that has `stream`."""
+ERRORS = errors_as(ErrorAnswer)
+
+
+def takes(body: type[Body], stream_type: str) -> dict[str, Any]:
+    """A route's `openapi_extra`: it takes `body`, and answers with a stream where that has `stream`."""
     schema = {"$ref": REF.format(model=body.__name__)}
     extra: dict[str, Any] = {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
     }
     if "stream" in body.model_fields:
-        extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+        extra["responses"] = {"200": {"content": {stream_type: {"schema": {"type": "string"}}}}}
     return extra
 
 

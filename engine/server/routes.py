@@ -21,11 +21,13 @@ def post(
     *paths: str,
     body: type[M],
     methods: tuple[str, ...] = ("POST",),
+    stream_type: str = "text/event-stream",
     **route: Any,
 ) -> Callable[[Handler[M]], Handler[M]]:
     """Decorate the handler of `paths`, which gets the request and its body, checked as a `body`.
 
-    `route` goes to FastAPI: `responses`, say, where errors do not have OpenAI's form.
+    `stream_type` is that of its streams. `route` goes to FastAPI: `responses`, say, where errors do not
+    have OpenAI's form.
     """
 
     def add(handler: Handler[M]) -> Handler[M]:
@@ -41,7 +43,7 @@ def post(
                     methods=[method],
                     name=handler.__name__,
                     description=body.__doc__,
-                    openapi_extra=takes(body),
+                    openapi_extra=takes(body, stream_type),
                     **route,
                 )
         return handler

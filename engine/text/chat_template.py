@@ -43,6 +43,11 @@ class ChatTemplate:
         name = re.compile(rf"\b{variable}\b")
         return any(name.search(tag) for tag in _TAG.findall(self.text))
 
+    def takes(self, variable: str) -> bool:
+        """Whether `variable` is one of its own, not a field of messages or a text."""
+        name = re.compile(rf"(?<![\w.'\"]){variable}(?![\w'\"])")
+        return any(name.search(tag) for tag in _TAG.findall(self.text))
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

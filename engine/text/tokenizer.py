@@ -124,6 +124,10 @@ class Tokenizer:
         """Whether the chat template knows `variable`."""
         return self._template.uses(variable)
 
+    def template_takes(self, variable: str) -> bool:
+        """Whether `variable` is one that the chat template can be given, not a field of messages."""
+        return self._template.takes(variable)
+
     @property
     def has_chat_template(self) -> bool:
         """Whether chat messages can be turned into a prompt."""

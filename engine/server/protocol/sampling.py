@@ -103,32 +103,42 @@ def sampling_params(
     Raises RequestError in OpenAI's names.
     """
     given = {name: getattr(body, name) for name in _DEFAULTED}
-    chosen = {name: value for name, value in defaults.items() if name in _DEFAULTED}
-    chosen |= {name: value for name, value in given.items() if value is not None}
+    given |= {
+        "max_new_tokens": max_tokens,
+        "min_new_tokens": body.min_tokens,
+        "frequency_penalty": body.frequency_penalty,
+        "presence_penalty": body.presence_penalty,
+        "logit_bias": {int(token): bias for token, bias in body.logit_bias.items()},
+        "sampling_seed": body.seed,
+        "stop": tuple(body.stop),
+        "stop_token_ids": tuple(body.stop_token_ids),
+        "ignore_eos": body.ignore_eos,
+        "skip_special_tokens": body.skip_special_tokens,
+        "no_stop_trim": body.no_stop_trim,
+        "n": body.n,
+        "logprobs": logprobs,
+    }
+    return make_params(given, defaults, _OPENAI_NAMES)
+
+
+def make_params(
+    given: Mapping[str, Any], defaults: Mapping[str, float | int], names: Mapping[str, str]
+) -> SamplingParams:
+    """The engine's parameters for those that are `given`; None is one that is not.
+
+    `defaults` fill what is open, but for `max_new_tokens`, which is then unlimited. Raises RequestError in
+    the client's words, which `names` has where they are not SamplingParams'.
+    """
+    fields: dict[str, Any] = {name: value for name, value in defaults.items() if name in _DEFAULTED}
+    fields |= {name: value for name, value in given.items() if value is not None}
     try:
-        return SamplingParams(
-            max_new_tokens=max_tokens,
-            min_new_tokens=body.min_tokens,
-            frequency_penalty=body.frequency_penalty,
-            presence_penalty=body.presence_penalty,
-            logit_bias={int(token): bias for token, bias in body.logit_bias.items()},
-            sampling_seed=body.seed,
-            stop=tuple(body.stop),
-            stop_token_ids=tuple(body.stop_token_ids),
-            ignore_eos=body.ignore_eos,
-            skip_special_tokens=body.skip_special_tokens,
-            no_stop_trim=body.no_stop_trim,
-            n=body.n,
-            logprobs=logprobs,
-            **chosen,  # type: ignore[arg-type]
-        )
+        return SamplingParams(**{"max_new_tokens": None, **fields})
     except RequestError as error:
-        raise rename(error) from None
+        raise _rename(error, names) from None
 
 
-def rename(error: RequestError) -> RequestError:
-    """`error` in the words of OpenAI's requests."""
-    name = _OPENAI_NAMES.get(error.field or "")
+def _rename(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    name = names.get(error.field or "")
     if name is None or error.field is None:
         return error
-    return RequestError(str(error).replace(error.field, name), name, error.status)
+    return RequestError(str(error).replace(error.field, name, 1), name, error.status)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
+from fastapi import FastAPI
 
 from radixmesh.backends.fake.backend import FAKE_BACKEND, TOKENIZER
 from radixmesh.engine.config import EngineConfig
@@ -66,8 +67,16 @@ class ScriptedLLM:
         self.calls.append(("abort", request_id))
         return 1
 
+    def app(self, **options: Any) -> FastAPI:
+        """A server with these options over this engine."""
+        return create_app(self, ServerOptions(**options))  # type: ignore[arg-type]
+
+    def http(self, **options: Any) -> httpx.AsyncClient:
+        """An HTTP client of such a server, at http://test."""
+        transport = httpx.ASGITransport(app=self.app(**options))
+        return httpx.AsyncClient(transport=transport, base_url="http://test")
+
     def client(self, **options: Any) -> openai.AsyncOpenAI:
-        """OpenAI's client of a server with these options over this engine."""
-        app = create_app(self, ServerOptions(**options))  # type: ignore[arg-type]
-        http: Any = httpx.AsyncClient(transport=httpx.ASGITransport(app=app))
+        """OpenAI's client of such a server."""
+        http: Any = self.http(**options)
         return openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)

@@ -1,0 +1,34 @@
+"""How a request turns a model's reasoning on, off, up and down: by the variables that its template takes."""
+
+from typing import Any
+
+from ..errors import RequestError
+from .openai_common import need_tokenizer
+from .protocol.base import shorten
+from .state import Server
+
+_SWITCHES = ("enable_thinking", "thinking")  # Qwen's and most others'; DeepSeek's and Granite's
+
+
+def thinking_variables(server: Server, think: bool, field: str, value: object) -> dict[str, Any]:
+    """The template's variables for reasoning or none; no variables where the model does so anyway.
+
+    Raises RequestError, which says that `field` is `value`, where neither can be had.
+    """
+    tokenizer = need_tokenizer(server, "messages")
+    for name in _SWITCHES:
+        if tokenizer.template_takes(name):
+            return {name: think}
+    if think == (server.formats.reasoning is not None):
+        return {}
+    does = "is not known to reason" if think else "reasons always, for its chat template has no switch"
+    raise RequestError(f"{field} is {shorten(value)}; {server.llm.info.name} {does}", field)
+
+
+def effort_variables(server: Server, effort: str, field: str) -> dict[str, Any]:
+    """The template's variable for so much reasoning. Raises RequestError where it takes none."""
+    if not need_tokenizer(server, "messages").template_takes("reasoning_effort"):
+        raise RequestError(
+            f'{field} is "{effort}"; the model\'s chat template does not take it, accepted is null', field
+        )
+    return {"reasoning_effort": effort}
