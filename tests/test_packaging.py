@@ -172,8 +172,9 @@ OF_EXTRAS = {
     "torch": files(
         "backends/torch_cuda/**/*.py", "kernels/tuning.py", "kernels/*/torch_ref.py", "kernels/*/triton.py"
     ),
-    "otel": files("engine/server/tracing.py"),
+    "grpc": files("engine/grpc/*.py"),
     "plot": files("engine/cli/plan_plot.py"),
+    "otel": files("engine/server/tracing.py"),
     "test": files("tests/**/*.py", "benchmarks/**/*.py", "examples/**/*.py"),
 }
 ALWAYS = files(*(f"{room}/**/*.py" for room in ("engine", "backends", "kernels", "sharding")))

@@ -92,21 +92,22 @@ def add_admin_routes(app: FastAPI, server: Server) -> None:
     async def abort_request(request: Request, body: AbortBody) -> Response:
         if bool(body.rid) == body.abort_all:
             raise RequestError("accepted is one of rid and abort_all true, and exactly one of them", "rid")
-        rid = None if body.abort_all else body.rid
-        if not _may_abort(server, rid):
-            return json_response({"aborted": 0})  # as if it were not there
-        return json_response({"aborted": await server.llm.abort(rid)})
+        return json_response({"aborted": await abort(server, None if body.abort_all else body.rid)})
 
 
-def _may_abort(server: Server, rid: str | None) -> bool:
-    """Whether the caller may end that request; where there is an admin key, only with it or if it is the
-    caller's own. Raises ForbiddenError for all requests at once, which None stands for."""
+async def abort(server: Server, rid: str | None) -> int:
+    """End a request, or with None all; how many were ended.
+
+    Where there is an admin key a caller without it may end its own, and of others' it hears that they are
+    not there. Raises ForbiddenError for all at once.
+    """
     key, admin = current_visit().key, server.options.keys.admin
-    if admin is None or key == admin:
-        return True
-    if rid is None:
-        raise ForbiddenError("abort_all is true, which needs the server's admin key; accepted is a rid")
-    return rid in server.visits and server.visits[rid].key == key
+    if admin is not None and key != admin:
+        if rid is None:
+            raise ForbiddenError("abort_all is true, which needs the server's admin key; accepted is a rid")
+        if rid not in server.visits or server.visits[rid].key != key:
+            return 0
+    return await server.llm.abort(rid)
 
 
 async def _token_ids(server: Server, body: TokenizeBody) -> list[int]:

@@ -32,7 +32,7 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     app.openapi = lambda: document(app, app.state.bodies)  # type: ignore[method-assign]
     app.state.server = server
     app.state.bodies = []  # that the routes take, as post() adds them
-    app.add_middleware(Door, options=options)
+    app.add_middleware(Door, guard=server.guard, options=options)
     app.add_middleware(Gate, metrics=server.metrics, journal=server.journal)
     if origins := options.cors_allow_origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

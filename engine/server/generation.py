@@ -29,6 +29,7 @@ class Job:
     sampling_field: str = ""  # the object that has the sampling parameters, where it is not the body
     priority: int = 0
     extra_key: str = ""
+    id_field: str = "rid"  # what the client calls the id
 
     @property
     def num_sequences(self) -> int:
@@ -91,7 +92,8 @@ def _in_clients_words(error: RequestError, job: Job) -> RequestError:
     if error.field == "prompt":
         error.field = job.field
     elif error.field == "request_id":
-        return RequestError(str(error).replace("request_id", "rid", 1), "rid", error.status)
+        name = job.id_field
+        return RequestError(str(error).replace("request_id", name, 1), name, error.status)
     elif error.field and job.sampling_field:
         path = f"{job.sampling_field}.{error.field}"
         return RequestError(str(error).replace(error.field, path, 1), path, error.status)

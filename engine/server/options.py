@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from ..config import option
@@ -39,6 +40,9 @@ class ServerOptions:
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for every network")
     port: int = option(30000, "port to listen on; 0 takes a free one")
+    grpc_port: int | None = option(
+        None, "port of the gRPC service, on the same host; 0 takes a free one; default: no such service"
+    )
     api_key: tuple[str, ...] = option(
         (), "key that callers must have; may be given several times; others can read it in the process list",
         secret=True,
@@ -89,6 +93,9 @@ class ServerOptions:
         if not self.host:
             raise ConfigError("host is empty; accepted is an address such as 127.0.0.1")
         _check("port", self.port, 0, 65535, integer=True)
+        if self.grpc_port is not None:
+            _check("grpc_port", self.grpc_port, 0, 65535, integer=True)
+            _check_grpc(self.grpc_port)
         _check("max_body_bytes", self.max_body_bytes, 1, math.inf, integer=True)
         if self.request_timeout is not None:
             _check("request_timeout", self.request_timeout, 0.001, math.inf)
@@ -124,6 +131,17 @@ class ServerOptions:
             each.name: bool(getattr(self, each.name)) if each.metadata["secret"] else getattr(self, each.name)
             for each in fields(self)
         }
+
+
+def _check_grpc(port: int) -> None:
+    """Raise ConfigError where the extra's packages are not there."""
+    missing = [
+        name for name in ("grpc", "grpc_tools", "grpc_health", "grpc_reflection") if not find_spec(name)
+    ]
+    if missing:
+        raise ConfigError(
+            f"grpc_port is {port}, which needs {', '.join(missing)}: pip install 'radixmesh[grpc]'"
+        )
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

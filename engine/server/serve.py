@@ -10,8 +10,8 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
@@ -83,9 +83,10 @@ async def _serve(
             return 0
         app = create_app(llm, options)
         print_choices(app.state.server.formats.choices)
-        _listen(listener, options)
-        _announce(llm, listener)
-        return await _run(app, options, listener, signals)
+        async with _grpc(app.state.server):
+            _listen(listener, options)
+            _announce(llm, listener)
+            return await _run(app, options, listener, signals)
     finally:
         await llm.close()
 
@@ -136,6 +137,22 @@ async def _run(
     await listening
     await asyncio.to_thread(app.state.server.journal.close)
     return 1 if not llm.alive or not signalled.done() or signalled.cancelled() else 0
+
+
+@asynccontextmanager
+async def _grpc(server: Server) -> AsyncIterator[None]:
+    """The gRPC service, if there is to be one. Raises ConfigError when its port is taken."""
+    if server.options.grpc_port is None:
+        yield
+        return
+    from ..grpc.edge import start_grpc  # packages of an extra load here
+
+    edge = await start_grpc(server)
+    print(f"radixmesh serves gRPC at {edge.address}", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        await edge.stop(_GOODBYE)
 
 
 async def _drain(server: Server, dead: "asyncio.Task[None]", signals: "asyncio.Queue[None]") -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..async_llm import AsyncLLM
 from ..errors import NotServingError
+from .door import Guard
 from .formats import Formats, choose_formats
 from .journal import Journal
 from .logprobs import TokenTexts
@@ -22,11 +23,13 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
     visits: dict[str, Visit] = field(default_factory=dict)  # open requests by the engine's ids
+    guard: Guard = field(init=False)
     journal: Journal = field(init=False)
     texts: TokenTexts = field(init=False)
     formats: Formats = field(init=False)
 
     def __post_init__(self) -> None:
+        self.guard = Guard(self.options)
         endpoint = self.options.otlp_traces_endpoint
         tracer = Tracer(endpoint, self.llm.info.name) if endpoint else None
         self.journal = Journal(self.options.access_log, tracer)
