@@ -74,12 +74,27 @@ def add_admin_routes(app: FastAPI, server: Server) -> None:
                 "tokenizer_path": config.tokenizer_path or config.model_path,
                 "served_model_name": info.name,
                 "is_generation": True,
+                "has_image_understanding": False,
+                "has_audio_understanding": False,
                 "vocab_size": info.vocab_size,
                 "context_length": info.context_length,
                 "eos_token_ids": sorted(info.eos_token_ids),
                 "preferred_sampling_params": server.llm.info.default_sampling,
             }
         )
+
+    @app.get("/get_load")
+    async def load() -> Response:
+        """As SGLang's router asks it: the groups together, for they are behind one address."""
+        stats = server.llm.stats
+        held = stats.num_pages - stats.free_pages - stats.evictable_pages
+        group = {
+            "dp_rank": 0,
+            "num_reqs": stats.num_running + stats.num_waiting,
+            "num_waiting_reqs": stats.num_waiting,
+            "num_tokens": held * stats.page_size,
+        }
+        return json_response([group])
 
     @app.get("/flush_cache")
     @app.post("/flush_cache")

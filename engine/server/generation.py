@@ -30,6 +30,7 @@ class Job:
     priority: int = 0
     extra_key: str = ""
     id_field: str = "rid"  # what the client calls the id
+    ids: tuple[str, ...] = ()  # P, where the client named each prompt
 
     @property
     def num_sequences(self) -> int:
@@ -37,6 +38,8 @@ class Job:
 
     def prompt_id(self, index: int) -> str:
         """The id that one prompt has in the engine."""
+        if self.ids:
+            return self.ids[index]
         return self.id if len(self.prompts) == 1 else f"{self.id}_{index}"
 
 

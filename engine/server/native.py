@@ -53,8 +53,16 @@ class _Answer:
         logprobs = [top if on else None for on, top in zip(want, self._tops, strict=True)]
         params = _params(server, body, logprobs)
         field = "text" if body.text is not None else "input_ids"
+        ids = _ids(body, count)
         self.job = Job(
-            prompts, params, _id(body, count), field, "sampling_params", body.priority, body.extra_key
+            prompts=prompts,
+            params=params,
+            id=ids[0],
+            ids=ids if isinstance(body.rid, list) else (),
+            field=field,
+            sampling_field="sampling_params",
+            priority=body.priority,
+            extra_key=body.extra_key,
         )
         self.single = one and params[0].n == 1
         self._first_index = [0, *accumulate(each.n for each in params)]  # of a prompt's sequences
@@ -119,16 +127,18 @@ def _spread(value: T | list[T], count: int, name: str) -> list[T]:
     return value
 
 
-def _id(body: GenerateBody, count: int) -> str:
-    if body.rid is None:
-        return uuid.uuid4().hex
-    if isinstance(body.rid, list):
-        if count != 1 or len(body.rid) != 1:
-            raise RequestError("rid is a list; accepted is one string, which a batch's ids begin with", "rid")
-        return body.rid[0]
-    if not body.rid:
+def _ids(body: GenerateBody, count: int) -> tuple[str, ...]:
+    """The ids of the prompts: one that theirs begin with, or one for each."""
+    ids = body.rid if isinstance(body.rid, list) else [body.rid or uuid.uuid4().hex]
+    if not all(ids) or body.rid == "":
         raise RequestError("rid is empty; accepted is a string that is not", "rid")
-    return body.rid
+    if isinstance(body.rid, list) and (len(ids) != count or len(set(ids)) < count):
+        raise RequestError(
+            f"rid has {len(ids)} entries, {len(set(ids))} of them different; accepted is one string, which"
+            f" the ids of a batch begin with, or {count} different ones",
+            "rid",
+        )
+    return tuple(ids)
 
 
 def _finish(output: RequestOutput) -> dict[str, Any] | None:

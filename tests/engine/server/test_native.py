@@ -1,5 +1,6 @@
 """SGLang's routes and the server's own, over HTTP."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,6 +8,8 @@ import httpx
 import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
+from radixmesh.engine.stats import EngineStats
+from tests.engine.server.scripted import ScriptedLLM
 
 VOCAB = 259
 
@@ -51,6 +54,28 @@ def test_generate_batch_with_parameters_for_each(http: Any) -> None:
     assert [each["output_ids"] for each in got] == [
         tokens_after([5, 6], 3), tokens_after([9], 4), tokens_after([9], 4),
     ]  # fmt: skip
+
+
+def test_generate_batch_with_an_id_for_each(http: Any) -> None:
+    body = {"text": ["a", "b"], "sampling_params": greedy(1), "rid": ["first", "second"]}
+    got = http.post("/generate", json=body).json()
+    assert [each["meta_info"]["id"] for each in got] == ["first", "second"]
+    got = http.post("/generate", json={**body, "rid": "mine"}).json()
+    assert [each["meta_info"]["id"] for each in got] == ["mine_0", "mine_1"]
+
+
+def test_load() -> None:
+    llm: Any = ScriptedLLM("", "")
+    llm.stats = EngineStats(
+        num_running=3, num_waiting=2, page_size=16, num_pages=10, free_pages=4, evictable_pages=1
+    )
+
+    async def get() -> Any:
+        async with llm.http() as http:
+            return (await http.get("/get_load")).json()
+
+    expected = {"dp_rank": 0, "num_reqs": 5, "num_waiting_reqs": 2, "num_tokens": 5 * 16}
+    assert asyncio.run(get()) == [expected]
 
 
 def test_generate_one_in_a_list_answers_with_a_list(http: Any) -> None:
