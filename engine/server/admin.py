@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-import time
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,19 +21,25 @@ from .visit import current_visit
 
 def add_model_routes(app: FastAPI, server: Server) -> None:
     """Add /v1/models, /tokenize and /detokenize to `app`."""
+    name, now = server.llm.info.name, datetime.now(UTC).replace(microsecond=0)
     card = {
-        "id": server.llm.info.name,
+        "id": name,
         "object": "model",
-        "created": int(time.time()),
+        "created": int(now.timestamp()),
         "owned_by": "radixmesh",
         "root": server.llm.config.model_path,
         "parent": None,
         "max_model_len": server.llm.info.context_length,
+        # as Anthropic's clients read a model
+        "type": "model",
+        "display_name": name,
+        "created_at": now.isoformat().replace("+00:00", "Z"),
     }
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return json_response({"object": "list", "data": [card]})
+        pages = {"has_more": False, "first_id": name, "last_id": name}  # Anthropic's; there is one
+        return json_response({"object": "list", "data": [card], **pages})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:

@@ -21,6 +21,7 @@ class ModelFacts:
 
     format: str
     family: str
+    quantization: str
     parameters: int  # 0: not known
     size: int  # bytes
     modified_at: str
@@ -32,14 +33,18 @@ def facts_of(path: str) -> ModelFacts:
     changed = datetime.fromtimestamp(place.stat().st_mtime, UTC) if place.exists() else datetime.now(UTC)
     modified_at = timestamp(changed)
     if path.endswith(".gguf"):
+        from gguf.constants import LlamaFileType  # slow, and only clients that ask need it
+
         header = read_gguf_header(path)
         family = str(header.metadata.get("general.architecture", ""))
         parameters = sum(math.prod(each.shape) for each in header.tensors.values())
-        return ModelFacts("gguf", family, parameters, place.stat().st_size, modified_at)
+        kind = header.metadata.get("general.file_type")
+        quantization = "" if kind is None else LlamaFileType(kind).name.removeprefix("MOSTLY_")
+        return ModelFacts("gguf", family, quantization, parameters, place.stat().st_size, modified_at)
     config = place / "config.json"
     family = str(json.loads(config.read_text()).get("model_type", "")) if config.is_file() else ""
     size = sum(each.stat().st_size for each in place.glob("**/*") if each.is_file())
-    return ModelFacts("safetensors", family, 0, size, modified_at)
+    return ModelFacts("safetensors", family, "", 0, size, modified_at)
 
 
 def timestamp(moment: datetime | None = None) -> str:
@@ -81,7 +86,7 @@ def details(facts: ModelFacts) -> dict[str, Any]:
         "family": facts.family,
         "families": [facts.family] if facts.family else [],
         "parameter_size": shown,
-        "quantization_level": "",
+        "quantization_level": facts.quantization,
     }
 
 

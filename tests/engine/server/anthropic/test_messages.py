@@ -52,6 +52,12 @@ def test_whole_answer(client: Any) -> None:
     assert got.usage.input_tokens + got.usage.cache_read_input_tokens == len(prompt)
 
 
+def test_models(client: Any) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.type, model.display_name) == ("fake", "model", "fake")
+    assert client.models.retrieve("fake") == model
+
+
 def test_stream_is_the_whole_answer(client: Any) -> None:
     fields: dict[str, Any] = {"model": "fake", "max_tokens": 40, "extra_body": GREEDY, "messages": HI}
     whole = client.messages.create(**fields)

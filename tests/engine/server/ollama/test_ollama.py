@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import ollama
 import pytest
-from gguf import GGUFWriter
+from gguf import GGUFWriter, LlamaFileType
 
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.engine.server.ollama.models import details, facts_of
@@ -117,6 +117,7 @@ def test_the_model_is_told(client: ollama.Client, server: Any) -> None:
     shown = client.show("fake")
     assert shown.capabilities == ["completion"] and "<|im_start|>" in (shown.template or "")
     assert shown.modelinfo == {"general.architecture": "", "general.context_length": 4096}
+    assert httpx.head(server.url).status_code == 200
     assert httpx.get(server.url + "/api/version").json()["version"].count(".") == 2
 
 
@@ -254,6 +255,7 @@ def test_facts_of_files(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     writer = GGUFWriter(path, "llama")
     writer.add_tensor("token_embd.weight", np.zeros((1000, 20), np.float32))
+    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -261,6 +263,6 @@ def test_facts_of_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     facts = facts_of(str(path))
     assert (facts.format, facts.family, facts.size) == ("gguf", "llama", path.stat().st_size)
-    assert details(facts)["parameter_size"] == "0.02M"
+    assert details(facts)["parameter_size"] == "0.02M" and details(facts)["quantization_level"] == "Q8_0"
     folder = facts_of(str(tmp_path))
     assert (folder.format, folder.family) == ("safetensors", "qwen3") and folder.size > path.stat().st_size
