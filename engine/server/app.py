@@ -20,6 +20,7 @@ from .ollama.routes import add_ollama_routes
 from .openapi import ERRORS, document
 from .options import ServerOptions
 from .page import add_page_routes
+from .responses_api.routes import add_response_routes
 from .state import Server
 
 
@@ -40,6 +41,7 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     add_completion_routes(app, server)
     add_chat_routes(app, server)
     add_embedding_route(app, server)
+    add_response_routes(app, server)
     add_generate_route(app, server)
     add_messages_routes(app, server)
     add_ollama_routes(app, server)

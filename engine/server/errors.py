@@ -61,6 +61,12 @@ class BodyTimeoutError(RequestError):
     headers = {"Connection": "close"}
 
 
+class ResponseNotFoundError(RequestError):
+    """There is no response of this id, or none of the caller's."""
+
+    status = 404
+
+
 class BodyTooLargeError(RequestError):
     """The request body is over `max_body_bytes`."""
 
@@ -93,6 +99,7 @@ _KINDS: tuple[tuple[type[Exception], str, str | None], ...] = (
     (QueueFullError, "rate_limit_error", "queue_full"),
     (NotServingError, "service_unavailable_error", "not_serving"),
     (ModelNotFoundError, "invalid_request_error", "model_not_found"),
+    (ResponseNotFoundError, "invalid_request_error", "response_not_found"),
     (BodyTooLargeError, "invalid_request_error", "body_too_large"),
     (RequestTimeoutError, "timeout_error", "request_timeout"),
     (GenerationError, "server_error", "generation_failed"),

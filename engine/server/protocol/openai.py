@@ -13,7 +13,7 @@ from .schema import Checked
 from .tools import Tool, ToolCall, read_tool_call
 
 # Labels for accounting, and hints to OpenAI's own machines: none reaches the model.
-_LABELS = frozenset(
+LABELS = frozenset(
     {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
 )
 
@@ -58,7 +58,7 @@ class CompletionBody(SamplingBody):
     echo: bool = False
     suffix: str = ""
 
-    without_effect: ClassVar[frozenset[str]] = _LABELS
+    without_effect: ClassVar[frozenset[str]] = LABELS
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **_EXTENSIONS,
         "response_format": ({"type": "text"},),
@@ -140,7 +140,7 @@ class ChatBody(SamplingBody):
     tool_choice: Annotated[str | dict[str, Any] | None, Checked((Tool,))] = None
     parallel_tool_calls: bool = True
 
-    without_effect: ClassVar[frozenset[str]] = _LABELS
+    without_effect: ClassVar[frozenset[str]] = LABELS
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **_EXTENSIONS,
         "store": (False,),

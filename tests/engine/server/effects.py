@@ -66,6 +66,15 @@ SAMPLING: dict[str, Any] = COMMON | {  # to OpenAI's
 }
 
 
+RESPONSES = "/v1/responses"
+FLAT = {"type": "function", "name": "now"}
+FLAT_CALL = {"type": "function_call", "call_id": "call_0", "name": "now", "arguments": "{}"}
+
+
+def item(item: Object) -> Object:
+    return {"input": [item]}
+
+
 def in_message(content: Object) -> Object:
     return {"messages": [{"role": "user", "content": [content]}]}
 
@@ -228,5 +237,108 @@ PLACES: dict[str, Place] = {
         "/abort_request",
         {"rid": "a"},
         {"rid": "b", "abort_all": Effect(True, base={})},
+    ),
+    "ResponseBody": Place(
+        RESPONSES,
+        {"input": "Hi"},
+        {
+            "input": "Ho",
+            "model": Effect("other", status=404),
+            "instructions": "Be brief.",
+            "previous_response_id": Effect("resp_0", status=400),
+            "stream": True,
+            "background": True,
+            "store": False,
+            "include": ["message.output_text.logprobs"],
+            "max_output_tokens": 3,
+            "temperature": 0.25,
+            "top_p": 0.5,
+            "top_logprobs": Effect(2, {"include": ["message.output_text.logprobs"]}),
+            "tools": [FLAT],
+            "tool_choice": Effect("none", {"tools": [FLAT]}),
+            "parallel_tool_calls": False,
+            "reasoning": {"effort": "low"},
+            "text": Effect({"format": {"type": "json_object"}}, status=400),
+            "metadata": {"topic": "greeting"},
+            "seed": 3,
+            "top_k": 7,
+            "min_p": 0.1,
+            "ignore_eos": True,
+            "priority": 3,
+            "cache_salt": "salt",
+        },
+    ),
+    "MessageItem": Place(
+        RESPONSES,
+        {"role": "user", "content": "Hi"},
+        {"type": Effect("item_reference", status=400), "role": "system", "content": "Ho"},
+        "input[0]",
+        item,
+    ),
+    "InputText": Place(
+        RESPONSES,
+        {"type": "input_text", "text": "Hi"},
+        {"type": Effect("input_image", status=400), "text": "Ho"},
+        "input[0].content[0]",
+        lambda part: item({"role": "user", "content": [part]}),
+    ),
+    "OutputText": Place(
+        RESPONSES,
+        {"type": "output_text", "text": "Hi"},
+        {"type": Effect("refusal", status=400), "text": "Ho"},
+        "input[0].content[0]",
+        lambda part: item({"role": "assistant", "content": [part]}),
+    ),
+    "CallItem": Place(
+        RESPONSES,
+        FLAT_CALL,
+        {
+            "type": Effect("computer_call", status=400),
+            "call_id": "call_1",
+            "name": "where",
+            "arguments": '{"zone": 1}',
+        },
+        "input[0]",
+        item,
+    ),
+    "CallOutputItem": Place(
+        RESPONSES,
+        {"type": "function_call_output", "call_id": "call_0", "output": "noon"},
+        {"type": Effect("computer_call_output", status=400), "call_id": "call_1", "output": "night"},
+        "input[0]",
+        item,
+    ),
+    "ReasoningItem": Place(
+        RESPONSES,
+        {"type": "reasoning"},
+        {
+            "type": Effect("compaction", status=400),
+            "content": [{"type": "reasoning_text", "text": "hm"}],
+        },
+        "input[0]",
+        lambda reasoning: {"input": [reasoning, {"role": "user", "content": "Hi"}]},
+    ),
+    "ReasoningText": Place(
+        RESPONSES,
+        {"type": "reasoning_text", "text": "hm"},
+        {"type": Effect("summary_text", status=400), "text": "so"},
+        "input[0].content[0]",
+        lambda text: item({"type": "reasoning", "content": [text]}),
+    ),
+    "FunctionTool": Place(
+        RESPONSES,
+        {"type": "function", "name": "f"},
+        {
+            "type": Effect("web_search", status=400),
+            "name": "g",
+            "description": "What f does",
+            "parameters": {"type": "object"},
+        },
+        "tools[0]",
+        lambda tool: {"input": "Hi", "tools": [tool]},
+    ),
+    "TextOptions": Place(RESPONSES, {}, {}, "text", lambda text: {"input": "Hi", "text": text}),
+    "ReasoningOptions": Place(
+        RESPONSES, {}, {"effort": "low"}, "reasoning", lambda options: {"input": "Hi", "reasoning": options}
     ),
 }

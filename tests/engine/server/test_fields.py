@@ -53,8 +53,15 @@ class Observed:
     def send(self, route: str, body: Object) -> tuple[int, str, str]:
         """Status, answer, and what was asked of the engine; without ids and times, which always differ."""
         self.llm.calls.clear()
-        answer = self.loop.run_until_complete(self.client.post(route, json=body))
+        answer = self.loop.run_until_complete(self._post(route, body))
         return answer.status_code, _plain(answer.text), _plain(repr(self.llm.calls))
+
+    async def _post(self, route: str, body: Object) -> httpx.Response:
+        """The answer, once what it left to be done in the background is done too."""
+        answer = await self.client.post(route, json=body)
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(left)
+        return answer
 
     def close(self) -> None:
         self.loop.run_until_complete(self.client.aclose())
@@ -62,7 +69,7 @@ class Observed:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r'"(created|created_at|e2e_latency|\w+_duration)":("[^"]*"|[\d.e-]+)', "", text)
+    text = re.sub(r'"(created|created_at|completed_at|e2e_latency|\w+_duration)":("[^"]*"|[\d.e-]+)', "", text)
     return re.sub(r"call_\w{12,}|[0-9a-f]{24,}", "ID", text)
 
 
@@ -93,7 +100,8 @@ def fields(observed: Observed, body: str, treatment: str) -> dict[str, Any]:
 
 PLACES: dict[str, Place] = effects.PLACES | anthropic.PLACES | ollama.PLACES
 BODIES = sorted(PLACES)
-UNSEEN = {"SamplingBody", "OllamaBody", "NamedFunction"}  # bases; a choice that is refused by its value
+# bases; choices refused by their value
+UNSEEN = {"SamplingBody", "OllamaBody", "NamedFunction", "FunctionChoice"}
 
 
 def subclasses(kind: type[Body]) -> set[type[Body]]:

@@ -15,7 +15,7 @@ from radixmesh.engine.server.protocol import openai
 from tests.engine.server.scripted import ScriptedLLM
 
 # Routes that change something and need no body to say what.
-WITHOUT_BODY = {("/flush_cache", "post")}
+WITHOUT_BODY = {("/flush_cache", "post"), ("/v1/responses/{response_id}/cancel", "post")}
 
 
 @pytest.fixture(scope="module")
