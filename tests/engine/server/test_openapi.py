@@ -12,6 +12,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from radixmesh.engine.server.app import create_app
 from radixmesh.engine.server.options import ServerOptions
 from radixmesh.engine.server.protocol import openai
+from scripts.api_fields import PAGE, page
 from tests.engine.server.scripted import ScriptedLLM
 
 # Routes that change something and need no body to say what.
@@ -81,3 +82,7 @@ def test_bodies_in_bodies_are_shown(served: dict[str, Any]) -> None:
     ]
     choice = schemas["ChatBody"]["properties"]["tool_choice"]["anyOf"]
     assert choice == [{"type": "string"}, {"$ref": "#/components/schemas/Tool"}, {"type": "null"}]
+
+
+def test_the_page_of_all_fields_is_of_today(served: dict[str, Any]) -> None:
+    assert PAGE.read_text() == page(served), "python scripts/api_fields.py writes it anew"
