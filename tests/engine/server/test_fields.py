@@ -69,7 +69,9 @@ class Observed:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r'"(created|created_at|completed_at|e2e_latency|\w+_duration)":("[^"]*"|[\d.e-]+)', "", text)
+    text = re.sub(
+        r'"(created|created_at|completed_at|e2e_latency|\w+_duration)":("[^"]*"|[\d.e-]+)', "", text
+    )
     return re.sub(r"call_\w{12,}|[0-9a-f]{24,}", "ID", text)
 
 
