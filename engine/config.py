@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -90,6 +91,15 @@ class EngineConfig:
     dist_init_addr: str | None = option(
         None, "HOST:PORT of process 0 for the others, which also uses the next port"
     )
+    grammar_backend: Literal["auto", "llguidance"] = option(
+        "auto", "library that constrains outputs to a JSON schema, regex or grammar"
+    )
+    grammar_timeout: float = option(10.0, "seconds that a grammar may take to compile")
+    max_grammar_bytes: int = option(256 * 1024, "longest text of a schema, regex or grammar")
+    max_grammar_depth: int = option(100, "brackets within brackets in a schema, regex or grammar")
+    constrained_json_disable_any_whitespace: bool = option(
+        False, "allow no white space between the parts of constrained JSON, which saves tokens"
+    )
     random_seed: int | None = option(None, "seed for requests that bring none; default: a new one each start")
     compilation_cache_dir: str | None = option(
         None, "folder of the persistent compilation cache; default: ~/.cache/radixmesh/compiled"
@@ -101,7 +111,8 @@ class EngineConfig:
             _check_type(each.name, getattr(self, each.name), each.type)
         for name in (
             "context_length", "max_total_tokens", "max_running_requests", "max_queued_requests",
-            "chunked_prefill_size", "page_size", "tp_size", "dp_size", "nnodes",
+            "chunked_prefill_size", "page_size", "tp_size", "dp_size", "nnodes", "max_grammar_bytes",
+            "max_grammar_depth",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -110,6 +121,8 @@ class EngineConfig:
             raise ConfigError(
                 f"mem_fraction_static is {self.mem_fraction_static}; accepted is a number between 0 and 1"
             )
+        if not 0 < self.grammar_timeout < math.inf:
+            raise ConfigError(f"grammar_timeout is {self.grammar_timeout}; accepted is a number above 0")
         _check_hosts(self)
 
     @classmethod

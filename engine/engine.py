@@ -80,6 +80,16 @@ class Engine:
         """Whether `step` has anything to do."""
         return bool(self._in_flight) or any(each.requests or each.outputs for each in self.schedulers)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queues."""
+        return sum(len(each.waiting) for each in self.schedulers)
+
+    @property
+    def max_waiting(self) -> int:
+        """As many may wait, all groups together."""
+        return self.config.max_queued_requests * len(self.schedulers)
+
     def flush_cache(self) -> bool:
         """Empty the radix cache. False, and nothing is done, while requests run or wait."""
         if self.has_work:

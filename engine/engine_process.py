@@ -11,14 +11,19 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import zmq
 
 from .config import Choice
 from .engine import Engine
-from .errors import ConfigError, ModelError, RequestError
+from .errors import ConfigError, GrammarError, ModelError, QueueFullError, RequestError
+from .grammar.queue import GrammarQueue
+from .grammar.service import GrammarService
 from .messages import (
     Abort,
     AddRequest,
@@ -38,8 +43,10 @@ from .messages import (
     ToEngine,
     Tokens,
 )
+from .request import Request
 from .runner import ModelInfo
 from .startup import all_choices, calm_garbage_collection, start_engine
+from .text.tokenizer import tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +55,16 @@ MAX_MESSAGES = 256  # taken in between two steps, so that a flood of them cannot
 
 
 class Channel:
-    """The two sockets of the engine process. Used by one thread."""
+    """The two sockets of the engine process. Used by one thread, but for `wake`."""
 
     def __init__(self, folder: str) -> None:
         self._context = zmq.Context()
         self._inbox = self._socket(zmq.PULL, f"ipc://{folder}/to_engine")
         self._outbox = self._socket(zmq.PUSH, f"ipc://{folder}/from_engine")
+        self._alarm, self._bell = os.pipe2(os.O_NONBLOCK)
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._poller.register(self._alarm, zmq.POLLIN)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._encoder = msgspec.msgpack.Encoder()
 
@@ -68,16 +79,21 @@ class Channel:
         self._outbox.send(self._encoder.encode(message))
 
     def receive(self, wait: float) -> list[ToEngine]:
-        """Messages that are here; waits up to `wait` seconds for the first."""
+        """Messages that are here; waits up to `wait` seconds for the first, or until somebody wakes it."""
         messages: list[ToEngine] = []
-        if not self._inbox.poll(int(wait * 1000)):
-            return messages
+        if self._alarm in dict(self._poller.poll(int(wait * 1000))):
+            os.read(self._alarm, 4096)
         while len(messages) < MAX_MESSAGES:
             try:
                 messages.append(self._decoder.decode(self._inbox.recv(zmq.NOBLOCK)))
             except zmq.Again:
                 break
         return messages
+
+    def wake(self) -> None:
+        """End the wait of `receive`. May be called by any thread."""
+        with suppress(BlockingIOError):  # it was told often enough
+            os.write(self._bell, b"!")
 
     def close(self) -> None:
         """Send what is queued, for two seconds at most."""
@@ -87,8 +103,8 @@ class Channel:
 class EngineLoop:
     """Takes messages and steps the engine until it is told to stop."""
 
-    def __init__(self, engine: Engine, channel: Channel) -> None:
-        self._engine, self._channel = engine, channel
+    def __init__(self, engine: Engine, channel: Channel, grammars: GrammarQueue) -> None:
+        self._engine, self._channel, self._grammars = engine, channel, grammars
         self._running = True
         self._changed = True  # since the last report
         self._reported = 0.0
@@ -99,6 +115,8 @@ class EngineLoop:
             wait = 0.0 if self._engine.has_work else HEARTBEAT
             for message in self._channel.receive(wait):
                 self._handle(message)
+            for request, error in self._grammars.take():
+                self._try(request.id, partial(self._admit, request, error))
             if self._engine.has_work:
                 outputs = self._engine.step()
                 self._changed = True
@@ -110,10 +128,11 @@ class EngineLoop:
         self._changed = True
         match message:
             case AddRequest():
-                self._add(message)
+                self._try(message.id, partial(self._add, message))
             case Abort():
                 for request_id in message.ids:
                     self._engine.abort(request_id)
+                    self._grammars.abort(request_id)
             case FlushCache():
                 self._channel.send(Flushed(message.call, self._engine.flush_cache()))
             case TakeSnapshot():
@@ -122,20 +141,41 @@ class EngineLoop:
                 self._running = False
 
     def _add(self, message: AddRequest) -> None:
+        held = len(self._grammars)  # they wait as others do, but not in the engine
+        if held and held + self._engine.num_waiting >= self._engine.max_waiting:
+            raise QueueFullError(
+                f"{held + self._engine.num_waiting} requests are waiting, {held} of them for their grammar;"
+                f" accepted are at most {self._engine.max_waiting}: try again later"
+            )
+        request = message.to_request()
+        if request.params.grammar is None:
+            self._engine.add_request(request)
+        else:
+            self._grammars.add(request)
+
+    def _admit(self, request: Request, error: GrammarError | None) -> None:
+        if error is not None:
+            raise error
+        self._engine.add_request(request)
+
+    def _try(self, request_id: str, take: Callable[[], None]) -> None:
+        """Whatever a request can cause ends that request alone."""
         try:
-            self._engine.add_request(message.to_request())
+            take()
         except RequestError as error:
-            self._channel.send(Refused(message.id, str(error), error.field, error.status))
-        except Exception as error:  # whatever a request can cause ends that request alone
-            logger.exception("request %s could not be taken", message.id)
+            self._channel.send(Refused(request_id, str(error), error.field, error.status))
+        except Exception as error:
+            logger.exception("request %s could not be taken", request_id)
             text = f"the engine could not take the request: {type(error).__name__}: {error}"
-            self._channel.send(Refused(message.id, text, None, 500))
+            self._channel.send(Refused(request_id, text, None, 500))
 
     def _report(self) -> None:
         """Tell that the loop lives, and its figures: twice a second, and at once when it falls idle."""
         now = time.monotonic()
         if now - self._reported >= HEARTBEAT or (self._changed and not self._engine.has_work):
-            self._channel.send(Heartbeat(now, self._engine.stats()))
+            stats = self._engine.stats()
+            stats = replace(stats, num_waiting=stats.num_waiting + len(self._grammars))
+            self._channel.send(Heartbeat(now, stats))
             self._reported, self._changed = now, False
 
 
@@ -180,7 +220,10 @@ def _start(channel: Channel) -> Engine | None:
 def _serve(engine: Engine, channel: Channel) -> int:
     calm_garbage_collection()
     try:
-        EngineLoop(engine, channel).run()
+        grammars = GrammarService(
+            engine.config, engine.info, partial(tokenizer_of, engine.config, engine.info), channel.wake
+        )
+        EngineLoop(engine, channel, GrammarQueue(grammars)).run()
         engine.runner.close()
         return 0
     except Exception as error:

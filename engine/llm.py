@@ -13,6 +13,8 @@ import numpy as np
 
 from .config import EngineConfig
 from .errors import QueueFullError, RequestError
+from .grammar.constrain import constrain
+from .grammar.service import GrammarService
 from .output_collector import OutputState
 from .outputs import RequestOutput
 from .request import Request, SamplingParams
@@ -38,6 +40,7 @@ class LLM:
         self.info = self._engine.info
         self.capacity = self._engine.runner.capacity
         self.choices = all_choices(self.info, self._engine.runner.choices)
+        self._grammars = GrammarService(config, self.info, lambda: self.tokenizer)
         try:
             self.tokenizer = tokenizer_of(config, self.info)
         except BaseException:
@@ -93,6 +96,7 @@ class LLM:
 
     def close(self) -> None:
         """Release the device. Nothing can be generated after."""
+        self._grammars.close()
         self._engine.runner.close()
 
     def __enter__(self) -> Self:
@@ -131,6 +135,7 @@ class LLM:
         waiting = deque(requests)
         states = {request.id: OutputState(request, self.tokenizer) for request in requests}
         results: dict[str, RequestOutput] = {}
+        self._constrain(requests)
         with _progress(len(requests), use_tqdm) as progress, _deferred_interrupt() as interrupted:
             try:
                 while len(results) < len(requests):
@@ -150,6 +155,14 @@ class LLM:
             finally:
                 self._settle(states)
         return [results[request.id] for request in requests]
+
+    def _constrain(self, requests: Sequence[Request]) -> None:
+        """Give those with a grammar their matcher. Raises GrammarError."""
+        pending = [
+            (each, self._grammars.compile(each.params.grammar)) for each in requests if each.params.grammar
+        ]
+        for request, compilation in pending:
+            constrain(request, self._grammars.wait(compilation))
 
     def _feed(self, waiting: deque[Request]) -> None:
         """Hand requests to the engine until its queue is full."""

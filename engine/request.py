@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RequestError
-from .grammar.grammar import Matcher
+from .grammar.grammar import GrammarSpec, Matcher
 from .radix_cache import RadixNode
 
 MAX_LOGIT_BIAS = 300  # entries per request, as OpenAI allows
@@ -44,6 +44,8 @@ class SamplingParams:
     temperature and penalties. `max_new_tokens` None runs to the end of the context.
     `embed` asks for the prompt's embedding in place of text (see `pooling.EMBED`).
     `sampling_seed` fixes the text for a prompt whatever else is in the batch.
+    `grammar` is what the output has to match; the end of a text that may not go on ends it, even before
+    `min_new_tokens` and with `ignore_eos`.
 
     Raises RequestError, naming the field, for a value that cannot be honoured.
     """
@@ -67,6 +69,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     embed: bool = False
+    grammar: GrammarSpec | None = field(default=None, metadata={"flag": False})  # has flags of its own
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -107,6 +110,8 @@ class SamplingParams:
             )
         for token in self.stop_token_ids:
             _check_int("stop_token_ids", token, 0, None, hint="token ids")
+        if self.grammar is not None and not isinstance(self.grammar, GrammarSpec):
+            raise RequestError(f"grammar is {self.grammar!r:.80}; accepted is a GrammarSpec", "grammar")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise RequestError(

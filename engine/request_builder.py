@@ -95,6 +95,12 @@ class RequestBuilder:
             raise RequestError(
                 "stop is set, but so is skip_tokenizer_init; accepted are stop_token_ids", "stop"
             )
+        if params.grammar is not None and self._tokenizer is None:
+            raise RequestError(
+                f"{params.grammar.kind} is given, but skip_tokenizer_init is set, and a grammar needs a"
+                " tokenizer",
+                params.grammar.kind,
+            )
         if len(params.stop) > MAX_STOP_STRINGS:
             raise RequestError(
                 f"stop has {len(params.stop)} strings; accepted are at most {MAX_STOP_STRINGS}", "stop"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from .config import Choice, EngineConfig
 from .engine import Engine
+from .grammar.registry import backend_of
 from .runner import Backend, ModelInfo
 
 
@@ -16,6 +17,7 @@ def start_engine(
 
     `told` hears of the model before its weights are read. Raises ConfigError, ModelError.
     """
+    backend_of(config)  # what is not installed is told before weights are read
     info = backend.describe(config)
     if told is not None:
         told(info)

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from ..config import EngineConfig
 from ..errors import ConfigError, RequestError
+from ..grammar.given import FIELDS, only_one, spec_of
 from ..outputs import RequestOutput
 from ..request import SamplingParams
 from ..runner import Backend
@@ -116,13 +117,16 @@ def _parse(value: Any) -> Entry:
     sampling = value.get("sampling_params", {})
     if not isinstance(sampling, dict):
         raise ValueError("sampling_params is no object")
-    known = [each.name for each in fields(SamplingParams)]
+    grammars = {name: spec_of(name, sampling.pop(name)) for name in FIELDS if name in sampling}
+    known = [each.name for each in fields(SamplingParams) if each.name != "grammar"] + list(FIELDS)
     for name in sampling:
         if name not in known:
             raise ValueError(f"sampling_params has {name}; accepted are {', '.join(known)}")
     if "logit_bias" in sampling and isinstance(sampling["logit_bias"], dict):
         bias = sampling["logit_bias"]  # JSON's keys are strings
         sampling["logit_bias"] = {int(key): each for key, each in bias.items()}
+    if grammars:
+        sampling["grammar"] = only_one(grammars)
     SamplingParams(**sampling)
     return Entry(value.get("prompt"), value.get("messages"), sampling, value.get("id"))
 

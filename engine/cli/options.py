@@ -44,13 +44,14 @@ def add_options(
 ) -> None:
     """Add a flag for each field of the dataclass `cls` to `parser`.
 
-    `helps` gives texts for fields without their own; `unset` says what a default of None means.
+    One whose metadata says flag=False gets none. `helps` gives texts for fields without their own;
+    `unset` says what a default of None means.
     """
     title = (cls.__doc__ or cls.__name__).split("\n\n")[0].split(". ")[0].rstrip(".")
     group = parser.add_argument_group(" ".join(title.split()).lower())
     hints = typing.get_type_hints(cls)
     for option in dataclasses.fields(cls):
-        if option.name in exclude:
+        if option.name in exclude or not option.metadata.get("flag", True):
             continue
         text = (helps or {}).get(option.name) or option.metadata.get("help", "")
         group.add_argument(

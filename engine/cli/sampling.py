@@ -2,12 +2,16 @@
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ..grammar.given import spec_of
+from ..grammar.grammar import GrammarKind, GrammarSpec
 from ..request import SamplingParams
 from ..request_builder import default_params
 from ..runner import ModelInfo
-from .options import add_options
+from .options import add_options, flag_of
 
 _MODEL = "default: the model's, else"
 _HELPS = {
@@ -31,12 +35,47 @@ _HELPS = {
     "logprobs": "log probabilities: 0 of the chosen token, k of the k likeliest too (default: none)",
 }
 
+_GRAMMARS: tuple[tuple[GrammarKind, str, str], ...] = (
+    ("json_schema", "FILE|TEXT", "JSON schema that the text has to fulfil"),
+    ("regex", "TEXT", "regular expression that the whole text has to match"),
+    ("ebnf", "FILE|TEXT", "grammar in EBNF (GBNF) that the text has to follow"),
+)
+
 
 def add_sampling_options(
     parser: argparse.ArgumentParser, helps: Mapping[str, str] | None = None, exclude: tuple[str, ...] = ()
 ) -> None:
     """Add a flag for each field of `SamplingParams` but those in `exclude`; `helps` replaces texts."""
     add_options(parser, SamplingParams, {**_HELPS, **(helps or {})}, (*exclude, "embed"))
+    group = parser.add_mutually_exclusive_group()
+    for kind, metavar, text in _GRAMMARS:
+        group.add_argument(
+            flag_of(kind),
+            dest="grammar",
+            type=partial(_read_grammar, kind, metavar.startswith("FILE")),
+            metavar=metavar,
+            help=text,
+            default=argparse.SUPPRESS,
+        )
+    group.add_argument(
+        "--json-object",
+        dest="grammar",
+        action="store_const",
+        const=GrammarSpec("json_object"),
+        help="the text has to be a JSON object",
+        default=argparse.SUPPRESS,
+    )
+
+
+def _read_grammar(kind: GrammarKind, may_be_file: bool, given: str) -> GrammarSpec:
+    """The grammar of a flag: the text that was given, or that of the file it names."""
+    looks_like_path = len(given) < 4096 and "\n" not in given
+    if may_be_file and looks_like_path and Path(given).is_file():
+        try:
+            given = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise argparse.ArgumentTypeError(f"{given!r} cannot be read: {error}") from None
+    return spec_of(kind, given)
 
 
 def sampling_params(info: ModelInfo, given: Mapping[str, Any]) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from .generation import Job, collect, outputs
 from .logprobs import chat_logprobs
 from .message import Message, Reading
 from .openai_common import check_model, chunk_usage, head, matched_stop, new_id, usage
+from .protocol.grammar import read_grammar
 from .protocol.openai import ChatBody, continues, read_messages
 from .protocol.sampling import StreamOptions, cache_key, read_stream_options, sampling_params
 from .responses import json_response
@@ -41,6 +43,7 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
             body.priority,
             cache_key(body),
         )
+        job = replace(job, grammar_field=read_grammar(body)[1])
         if body.stream:
             return EventStream(server, _events(server, body, job, reading, options))
         finals = await collect(server, request.receive, job)

@@ -25,6 +25,7 @@ from .openai_common import (
     new_id,
     usage,
 )
+from .protocol.grammar import read_grammar
 from .protocol.openai import CompletionBody, Prompt
 from .protocol.sampling import cache_key, read_stream_options, sampling_params
 from .responses import json_response
@@ -49,6 +50,7 @@ def add_completion_routes(app: FastAPI, server: Server) -> None:
             id=new_id(body, "cmpl"),
             priority=body.priority,
             extra_key=cache_key(body),
+            grammar_field=read_grammar(body)[1],
         )
         answer = _Answer(server, body, job)
         if body.stream:

@@ -48,7 +48,8 @@ async def start_chat(
         tool_format=server.formats.tools if chat.schemas else None,
         tools=chat.schemas,
         parallel=chat.parallel,
-        reasoning=server.formats.reasoning if chat.separate_reasoning else None,
+        # a grammar is of the whole output, which then has no place for reasoning
+        reasoning=server.formats.reasoning if chat.separate_reasoning and params.grammar is None else None,
         prompt_end=tokenizer.decode(ids[-_PROMPT_END:], skip_special_tokens=False),
         stream_reasoning=chat.stream_reasoning,
     )

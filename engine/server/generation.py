@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from starlette.types import Receive
 
 from ..errors import RequestError
+from ..grammar.given import KINDS
 from ..outputs import RequestOutput
 from ..request import FinishReason, SamplingParams
 from .errors import ClientGoneError, GenerationError, RequestTimeoutError
@@ -31,6 +32,7 @@ class Job:
     extra_key: str = ""
     id_field: str = "rid"  # what the client calls the id
     ids: tuple[str, ...] = ()  # P, where the client named each prompt
+    grammar_field: str = ""  # what the client calls the grammar, where it is not its kind
 
     @property
     def num_sequences(self) -> int:
@@ -97,6 +99,9 @@ def _in_clients_words(error: RequestError, job: Job) -> RequestError:
     elif error.field == "request_id":
         name = job.id_field
         return RequestError(str(error).replace("request_id", name, 1), name, error.status)
+    elif error.field in KINDS and job.grammar_field:
+        text = str(error).replace(error.field, job.grammar_field, 1)
+        return RequestError(text, job.grammar_field, error.status)
     elif error.field and job.sampling_field:
         path = f"{job.sampling_field}.{error.field}"
         return RequestError(str(error).replace(error.field, path, 1), path, error.status)

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from ...errors import RequestError
 from ...request import SamplingParams
 from .base import Body, Float, Int, Priority, parse
+from .grammar import GrammarBody, read_grammar
 from .openai import IdsInput, Message, read_prompts
 from .sampling import LogitBias, StopStrings
 from .schema import Checked
@@ -22,7 +23,7 @@ _ONE_OR_MANY: dict[str, tuple[type, str]] = {
 }
 
 
-class GenerateSampling(Body):
+class GenerateSampling(GrammarBody):
     """`sampling_params` of /generate, in SGLang's names."""
 
     max_new_tokens: Int = 128
@@ -46,10 +47,6 @@ class GenerateSampling(Body):
     # how often SGLang's scheduler sends; every step is sent here, which a client sees sooner
     without_effect: ClassVar[frozenset[str]] = frozenset({"stream_interval"})
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "json_schema": (),
-        "regex": (),
-        "ebnf": (),
-        "structural_tag": (),
         "stop_regex": ([], ""),
         "spaces_between_special_tokens": (True,),
         "custom_params": ({},),
@@ -115,14 +112,15 @@ def read_sampling(
 ) -> SamplingParams:
     """The engine's parameters for one `sampling_params` object at the JSON path `where`."""
     body = parse(GenerateSampling, data, where)
-    given = body.model_dump(exclude_unset=True)
+    given = body.model_dump(exclude_unset=True, exclude=set(GrammarBody.model_fields))
+    grammar, _ = read_grammar(body, where + ".")
     fields: dict[str, Any] = {
         name: value for name, value in defaults.items() if name in GenerateSampling.model_fields
     }
     fields |= given
     fields["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     try:
-        return SamplingParams(logprobs=logprobs, **fields)
+        return SamplingParams(logprobs=logprobs, grammar=grammar, **fields)
     except RequestError as error:
         name = "top_logprobs_num" if error.field == "logprobs" else f"{where}.{error.field}"
         text = str(error).replace(error.field or "", name, 1)

@@ -28,14 +28,6 @@ _EXTENSIONS: dict[str, tuple[object, ...]] = {
     "add_special_tokens": (True,),
     "return_token_ids": (False,),
     "return_hidden_states": (False,),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
     "stop_regex": (),
     "lora_path": ("",),
     "logit_processors": ([],),
@@ -61,7 +53,6 @@ class CompletionBody(SamplingBody):
     without_effect: ClassVar[frozenset[str]] = LABELS
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **_EXTENSIONS,
-        "response_format": ({"type": "text"},),
     }
 
     @field_validator("prompt", mode="before", json_schema_input_type=PromptInput)
@@ -146,7 +137,6 @@ class ChatBody(SamplingBody):
         "store": (False,),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from ...errors import RequestError
 from ...request import SamplingParams
 from .base import Body, Float, Int, Priority, parse, shorten
+from .grammar import OpenAIGrammarBody, read_grammar
 from .schema import Checked
 
 DEFAULT_NAME = "default"  # always means the served model
@@ -50,7 +51,7 @@ class StreamOptions(Body):
     without_effect: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
 
 
-class SamplingBody(Body):
+class SamplingBody(OpenAIGrammarBody):
     """Fields of /v1/completions and /v1/chat/completions alike. Those below `seed` are extensions."""
 
     model: str = DEFAULT_NAME
@@ -117,6 +118,7 @@ def sampling_params(
         "no_stop_trim": body.no_stop_trim,
         "n": body.n,
         "logprobs": logprobs,
+        "grammar": read_grammar(body)[0],
     }
     return make_params(given, defaults, _OPENAI_NAMES)
 

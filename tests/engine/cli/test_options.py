@@ -23,7 +23,12 @@ CLASSES = [
     EngineConfig, SamplingParams, ServerOptions, DatasetOptions, ServeBenchOptions, OfflineBenchOptions,
     LatencyBenchOptions,
 ]  # fmt: skip
-FIELDS = [(cls, option) for cls in CLASSES for option in dataclasses.fields(cls)]
+FIELDS = [
+    (cls, option)
+    for cls in CLASSES
+    for option in dataclasses.fields(cls)
+    if option.metadata.get("flag", True)
+]
 # Options whose values are not free: what the dataclass itself accepts.
 VALUES: dict[str, Any] = {
     "tp_size": 1, "dp_size": 1, "mem_fraction_static": 0.25, "top_p": 0.25, "min_p": 0.25,
@@ -116,6 +121,6 @@ def test_help_tells_each_default(cls: type) -> None:
     add_options(parser, cls, helps={"max_new_tokens": "50% of all"})
     text = " ".join(parser.format_help().split())
     for option in dataclasses.fields(cls):
-        assert flag_of(option.name) in text
+        assert (flag_of(option.name) in text) == option.metadata.get("flag", True)
         if isinstance(option.default, int) and not isinstance(option.default, bool):
             assert f"(default: {option.default})" in text

@@ -52,6 +52,11 @@ COMMON: dict[str, Any] = {  # to all routes
     "ignore_eos": True,
     "skip_special_tokens": False,
     "no_stop_trim": True,
+    "json_schema": {"type": "integer"},
+    "regex": "a+",
+    "ebnf": 'root ::= "a"',
+    "choices": ["a", "b"],
+    "structural_tag": {"structures": [], "triggers": []},
 }
 SAMPLING: dict[str, Any] = COMMON | {  # to OpenAI's
     "model": Effect("other", status=404),
@@ -63,6 +68,12 @@ SAMPLING: dict[str, Any] = COMMON | {  # to OpenAI's
     "cache_salt": "salt",
     "extra_key": "key",
     "rid": "mine",
+    "response_format": {"type": "json_object"},
+    "guided_json": {"type": "integer"},
+    "guided_regex": "a+",
+    "guided_choice": ["a", "b"],
+    "guided_grammar": 'root ::= "a"',
+    "structured_outputs": {"json_object": True},
 }
 
 

@@ -102,8 +102,9 @@ def fields(observed: Observed, body: str, treatment: str) -> dict[str, Any]:
 
 PLACES: dict[str, Place] = effects.PLACES | anthropic.PLACES | ollama.PLACES
 BODIES = sorted(PLACES)
-# bases; choices refused by their value
-UNSEEN = {"SamplingBody", "OllamaBody", "NamedFunction", "FunctionChoice"}
+UNSEEN = {  # bases; choices that are refused by their value
+    "SamplingBody", "GrammarBody", "OpenAIGrammarBody", "OllamaBody", "NamedFunction", "FunctionChoice",
+}  # fmt: skip
 
 
 def subclasses(kind: type[Body]) -> set[type[Body]]:

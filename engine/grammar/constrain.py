@@ -1,0 +1,50 @@
+"""How a grammar meets a request."""
+
+from collections.abc import Set
+from dataclasses import replace
+
+import numpy as np
+
+from ..request import Request
+from .grammar import Grammar, Mask, Matcher
+
+
+def constrain(request: Request, grammar: Grammar) -> None:
+    """Give a new request its matcher.
+
+    A grammar decides where the output ends. `min_new_tokens` and `ignore_eos` ask for more than the least:
+    they are honoured here, as long as the grammar lets the text go on, and mean nothing to the engine.
+    """
+    params = request.params
+    request.matcher = grammar.matcher()
+    if params.min_new_tokens or params.ignore_eos:
+        ends = request.eos_token_ids.union(params.stop_token_ids)
+        least = None if params.ignore_eos else params.min_new_tokens
+        request.matcher = _LongerMatcher(request.matcher, ends, least)
+        request.params = replace(params, min_new_tokens=0, ignore_eos=False)
+
+
+class _LongerMatcher:
+    """Does not let the output end before `least` tokens, None for never, while anything else may come."""
+
+    def __init__(self, matcher: Matcher, ends: Set[int], least: int | None) -> None:
+        self._matcher = matcher
+        self._ends = np.array(sorted(ends), np.int64)
+        self._left = least
+
+    def fill_mask(self, mask: Mask) -> None:
+        self._matcher.fill_mask(mask)
+        if self._left is None or self._left > 0:
+            words, bits = self._ends // 32, np.uint32(1) << (self._ends % 32).astype(np.uint32)
+            longer = mask.copy()
+            np.bitwise_and.at(longer, words, ~bits)
+            if longer.any():
+                mask[:] = longer
+
+    def accept(self, token_id: int) -> None:
+        self._matcher.accept(token_id)
+        if self._left is not None:
+            self._left -= 1
+
+    def forced(self) -> list[int]:
+        return self._matcher.forced()
