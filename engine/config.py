@@ -91,7 +91,7 @@ class EngineConfig:
     dist_init_addr: str | None = option(
         None, "HOST:PORT of process 0 for the others, which also uses the next port"
     )
-    grammar_backend: Literal["auto", "llguidance"] = option(
+    grammar_backend: Literal["auto", "llguidance", "xgrammar", "outlines"] = option(
         "auto", "library that constrains outputs to a JSON schema, regex or grammar"
     )
     grammar_timeout: float = option(10.0, "seconds that a grammar may take to compile")

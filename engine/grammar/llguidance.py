@@ -22,7 +22,6 @@ _TRIAL_TOKENS = 32
 class LlguidanceLibrary:
     """Compiles all kinds of grammars."""
 
-    name = "llguidance"
     kinds: frozenset[GrammarKind] = frozenset(
         {"json_object", "json_schema", "regex", "ebnf", "choices", "structural_tag"}
     )
@@ -53,6 +52,9 @@ class LlguidanceLibrary:
         _check(matcher)
         _try_out(matcher.deep_copy(), self._ends)
         return LlguidanceGrammar(matcher)
+
+    def close(self) -> None:
+        """There is nothing to release."""
 
 
 class LlguidanceGrammar:

@@ -8,7 +8,11 @@ from ..errors import ConfigError
 from .grammar import Grammar, GrammarKind, GrammarSpec
 from .vocabulary import Vocabulary
 
-_MODULES = {"llguidance": "llguidance"}  # backend -> the module that must be installed
+_MODULES = {
+    "llguidance": "llguidance",
+    "xgrammar": "xgrammar",
+    "outlines": "outlines_core",
+}  # backend -> the module that must be installed
 
 
 class Library(Protocol):
@@ -21,6 +25,10 @@ class Library(Protocol):
 
     def compile(self, spec: GrammarSpec) -> Grammar:
         """Raises GrammarError with the library's reason."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds. It is not used after."""
         ...
 
 
@@ -37,6 +45,17 @@ def backend_of(config: EngineConfig) -> str:
 
 def load_library(config: EngineConfig, vocabulary: Vocabulary) -> Library:
     """The library that `config` asks for, ready for the vocabulary."""
-    from .llguidance import LlguidanceLibrary
+    compact = config.constrained_json_disable_any_whitespace
+    match backend_of(config):
+        case "xgrammar":
+            from .xgrammar import XgrammarLibrary
 
-    return LlguidanceLibrary(vocabulary, config.constrained_json_disable_any_whitespace)
+            return XgrammarLibrary(vocabulary, compact, config.grammar_timeout)
+        case "outlines":
+            from .outlines import OutlinesLibrary
+
+            return OutlinesLibrary(vocabulary, compact, config.grammar_timeout)
+        case _:
+            from .llguidance import LlguidanceLibrary
+
+            return LlguidanceLibrary(vocabulary, compact)

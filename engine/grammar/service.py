@@ -88,8 +88,10 @@ class GrammarService:
         return grammar
 
     def close(self) -> None:
-        """Start no compilation any more."""
+        """Start no compilation any more, and end helper processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._library is not None:
+            self._library.close()
 
     def _evict(self) -> None:
         size = sum(len(spec.text) for spec in self._cache)
