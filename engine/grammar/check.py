@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import GrammarError
 from .grammar import GrammarSpec
+from .recursion import check_recursion
 
 MAX_CHOICES = 10_000
 
@@ -25,7 +26,9 @@ def check_text(spec: GrammarSpec, max_depth: int) -> None:
         )
     match spec.kind:
         case "json_schema":
-            _check_kind(_read_json(spec.text), (dict, bool), "a JSON schema, which is an object")
+            schema = _read_json(spec.text)
+            _check_kind(schema, (dict, bool), "a JSON schema, which is an object")
+            check_recursion(schema)
         case "structural_tag":
             _check_kind(_read_json(spec.text), (dict,), "an object")
         case "choices":

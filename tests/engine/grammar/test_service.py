@@ -20,6 +20,7 @@ from radixmesh.engine.request import Request, SamplingParams
 from radixmesh.engine.text.tokenizer import load_tokenizer
 from tests.engine.grammar.walk import allowed
 
+ENDLESS = '{"type":"object","properties":{"x":{"$ref":"#"}},"required":["x"]}'
 TOKENS = load_tokenizer(str(TOKENIZER))
 AB = GrammarSpec("regex", "ab")
 
@@ -97,6 +98,8 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last(service: GrammarServi
         (GrammarSpec("json_schema", "{"), "not JSON"),
         (GrammarSpec("json_schema", "17"), "a JSON int; accepted is a JSON schema"),
         (GrammarSpec("json_schema", '{"type": "objekt"}'), "objekt"),
+        (GrammarSpec("json_schema", ENDLESS), "recursion without end"),
+        (GrammarSpec("json_schema", '{"$ref": "#"}'), "recursion without end"),
         (GrammarSpec("regex", " "), "it is empty"),
         (GrammarSpec("choices", "[]"), "accepted is a list of 1 to"),
         (GrammarSpec("choices", '["a", 1]'), "accepted is a list of 1 to"),

@@ -36,6 +36,10 @@ def parts(*content: Any) -> list[Any]:
     return [{"role": "user", "content": list(content)}]
 
 
+def schema(value: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "test", "schema": value}}
+
+
 FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {}, "prompt"),
     (COMPLETIONS, {"prompt": None}, "prompt"),
@@ -100,6 +104,29 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [{"role": "assistant", "content": "a", "prefix": True}, *HI]}, "messages[0].prefix"),
     (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix"),
     (COMPLETIONS, {"prompt": "a", "response_format": {"type": "json"}}, "response_format.type"),
+    (COMPLETIONS, {"prompt": "a", "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    (COMPLETIONS, {"prompt": "a", "response_format": {"type": "text", "x": 1}}, "response_format.x"),
+    (COMPLETIONS, {"prompt": "a", "response_format": schema({"type": "objekt"})}, "response_format"),
+    (
+        COMPLETIONS,
+        {"prompt": "a", "response_format": schema({"$ref": "#"}), "stream": True},
+        "response_format",
+    ),
+    (COMPLETIONS, {"prompt": "a", "response_format": schema([])}, "response_format.json_schema.schema"),
+    (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "regex": "(a"}, "regex"),
+    (COMPLETIONS, {"prompt": "a", "regex": "((((((a{1,50}){1,50}){1,50}){1,50}){1,50}){1,50})"}, "regex"),
+    (COMPLETIONS, {"prompt": "a", "regex": "(" * 300 + "a" + ")" * 300}, "regex"),
+    (COMPLETIONS, {"prompt": "a", "regex": "a", "ebnf": "b"}, "ebnf"),
+    (COMPLETIONS, {"prompt": "a", "choices": []}, "choices"),
+    (COMPLETIONS, {"prompt": "a", "guided_grammar": "what"}, "guided_grammar"),
+    (COMPLETIONS, {"prompt": "a", "structured_outputs": {"json": 3}}, "structured_outputs.json"),
+    (
+        COMPLETIONS,
+        {"prompt": "a", "structured_outputs": {"regex": "a", "choice": ["b"]}},
+        "structured_outputs",
+    ),
+    (CHAT, {"messages": HI, "response_format": schema({"type": "objekt"})}, "response_format"),
+    (CHAT, {"messages": HI, "structured_outputs": {"x": 1}}, "structured_outputs.x"),
     (CHAT, {}, "messages"),
     (CHAT, {"messages": []}, "messages"),
     (CHAT, {"messages": "hi"}, "messages"),
@@ -135,6 +162,8 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (GENERATE, {"text": "a", "sampling_params": {"max_tokens": 3}}, "sampling_params.max_tokens"),
     (GENERATE, {"text": "a", "sampling_params": {"top_p": -1}}, "sampling_params.top_p"),
     (GENERATE, {"text": "a", "sampling_params": {"regex": "(a"}}, "sampling_params.regex"),
+    (GENERATE, {"text": "a", "sampling_params": {"json_schema": "{"}}, "sampling_params.json_schema"),
+    (GENERATE, {"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}}, "sampling_params.ebnf"),
     (GENERATE, {"text": "a", "sampling_params": {"stop_token_ids": [259]}}, "sampling_params.stop_token_ids"),
     (GENERATE, {"text": ["a", "b"], "sampling_params": [{}, {"n": -1}]}, "sampling_params[1].n"),
     (GENERATE, {"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
