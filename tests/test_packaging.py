@@ -173,6 +173,7 @@ OF_EXTRAS = {
         "backends/torch_cuda/**/*.py", "kernels/tuning.py", "kernels/*/torch_ref.py", "kernels/*/triton.py"
     ),
     "grpc": files("engine/grpc/*.py"),
+    "grammar": files("engine/grammar/xgrammar.py", "engine/grammar/outlines.py"),
     "plot": files("engine/cli/plan_plot.py"),
     "otel": files("engine/server/tracing.py"),
     "test": files("tests/**/*.py", "benchmarks/**/*.py", "examples/**/*.py"),
