@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.slow
 SRC = Path(__file__).parents[3] / "src"
 NEW_TOKENS = 16
 PROMPTS = [[5, 6, 7, 8], [9] * 30, [100, 3, 50], list(range(20, 60)), [4], [77, 78]]
-FLAGS = """--skip-tokenizer-init --dp-size 2 --tp-size 4 --nnodes 2 --max-total-tokens 1024
+TOKENIZER = SRC / "radixmesh/backends/fake/tokenizer"  # of bytes
+FLAGS = """--dp-size 2 --tp-size 4 --nnodes 2 --max-total-tokens 1024
     --max-running-requests 4 --chunked-prefill-size 8 --port 0""".split()
 
 
@@ -37,8 +39,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("model")
     oracle = save_tiny_model(
         "llama", folder / "tiny", num_attention_heads=8, num_key_value_heads=4, hidden_size=64,
-        intermediate_size=64,
+        intermediate_size=64, vocab_size=259,
     )  # fmt: skip
+    shutil.copytree(TOKENIZER, folder / "tiny", dirs_exist_ok=True)
     return folder / "tiny", oracle
 
 
@@ -87,8 +90,8 @@ def two_hosts(folder: Path, logs: Path) -> Iterator[tuple[str, Host, Host]]:
             host.process.wait()
 
 
-def generate(url: str, prompt: list[int], new_tokens: int = NEW_TOKENS) -> list[int]:
-    params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+def generate(url: str, prompt: list[int], new_tokens: int = NEW_TOKENS, **params: Any) -> list[int]:
+    params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True, **params}
     body = {"input_ids": prompt, "sampling_params": params}
     answer = httpx.post(f"{url}/generate", json=body, timeout=120).raise_for_status().json()
     return list(answer["output_ids"])
@@ -100,8 +103,11 @@ def test_they_answer_with_the_tokens_of_one_device_and_stop_together(
     folder, oracle = model
     with two_hosts(folder, tmp_path) as (url, leader, follower):
         follower.process.terminate()  # as a service manager does that stops all: process 0 decides when
-        with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        with ThreadPoolExecutor(2 * len(PROMPTS)) as pool:
+            bound = pool.map(lambda prompt: generate(url, prompt, regex="(ab|[c-f]{2})+"), PROMPTS)
             answers = list(pool.map(lambda prompt: generate(url, prompt), PROMPTS))
+            for each in bound:
+                assert len(each) == NEW_TOKENS and re.fullmatch(b"(ab|[c-f]{2})+", bytes(each))
         for prompt, answer in zip(PROMPTS, answers, strict=True):
             wanted = oracle.generate(
                 torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None,
