@@ -66,11 +66,11 @@ class AsyncLLM:
         self.stats = EngineStats()  # newest snapshot, at most about half a second old while the loop runs
         self._backend = backend
         self._client: EngineClient | None = None
-        self._builder: RequestBuilder
+        self._builder: RequestBuilder | None = None
         self._streams: dict[str, OutputStream] = {}  # open requests by their callers' ids
         self._children: dict[str, tuple[OutputStream, OutputState]] = {}  # in the engine, by the engine's ids
         self._described: asyncio.Future[ModelInfo]
-        self._ready: asyncio.Future[Ready]
+        self._ready: asyncio.Future[None]
         self._answers: dict[int, asyncio.Future[Any]] = {}  # that are waited for, by the call's number
         self._calls = itertools.count()
         self._turn = 0.0  # time.monotonic() of the loop's last sign of life
@@ -86,26 +86,36 @@ class AsyncLLM:
         """
         if self._client is not None:
             raise RadixMeshError("the engine is started; accepted is one start")
+        await self._launch()
+
+    async def restart(self) -> None:
+        """Start a new engine process in place of one that is gone. Raises what `start` raises."""
+        if self.alive or self._client is None:
+            raise RadixMeshError("the engine is there, or was never started; accepted is one that is gone")
+        await self._client.close(kill=True)
+        await self._launch()
+
+    async def _launch(self) -> None:
+        """Start a process; the engine lives from the moment in which it is ready."""
         loop = asyncio.get_running_loop()
         self._described, self._ready = loop.create_future(), loop.create_future()
+        self._fatal = None
         self._client = EngineClient(self._on_message, self._on_death)
         try:
-            self._death = None
             self._client.start(self.config, self._backend)
             self.info = await self._described
-            self.tokenizer = await asyncio.to_thread(
-                tokenizer_of, self.config, self.info
-            )  # while weights load
-            ready = await self._ready
+            if self._builder is None:
+                self.tokenizer = await asyncio.to_thread(
+                    tokenizer_of, self.config, self.info
+                )  # while weights load
+                self._builder = RequestBuilder(self.info, self.tokenizer, self.config.random_seed)
+            await self._ready
         except BaseException:
             self._death = "it could not be started"
             _discard(self._described, self._ready)
             await self._client.close(kill=True)
             raise
         self._client.forget_folder()
-        self.capacity, self.choices = ready.capacity, ready.choices
-        self._builder = RequestBuilder(self.info, self.tokenizer, self.config.random_seed)
-        self._turn = time.monotonic()
 
     async def generate(
         self,
@@ -146,10 +156,11 @@ class AsyncLLM:
     ) -> None:
         """Check the request and send it, unless it was aborted meanwhile."""
 
+        builder = self._builder
+        assert builder is not None
+
         def build() -> list[Request]:
-            return self._builder.build(
-                prompt, params, request_id=name, priority=priority, extra_key=extra_key
-            )
+            return builder.build(prompt, params, request_id=name, priority=priority, extra_key=extra_key)
 
         is_long = hasattr(prompt, "__len__") and len(prompt) > LONG_PROMPT
         requests = await asyncio.to_thread(build) if is_long else build()
@@ -275,11 +286,18 @@ class AsyncLLM:
             case Described():
                 _settle(self._described, message.info)
             case Ready():
-                _settle(self._ready, message)
+                self._live(message)
             case StartFailed():
-                self._fail_start(message)
+                error = _start_error(message)
+                _fail(self._described, error)
+                _fail(self._ready, error)
             case Fatal():
                 self._fatal = message.message
+
+    def _live(self, message: Ready) -> None:
+        self.capacity, self.choices = message.capacity, message.choices
+        self._turn, self._death = time.monotonic(), None
+        _settle(self._ready, None)
 
     def _feed(self, output: TokenOutput) -> None:
         stream, state = self._children.get(output.request_id, (None, None))
@@ -301,30 +319,32 @@ class AsyncLLM:
         stream, _ = self._children.pop(message.request_id, (None, None))
         if stream is None:
             return
-        kinds = {QueueFullError.status: QueueFullError, NotServingError.status: NotServingError}
-        kind = kinds.get(message.status, RequestError)
-        stream.fail(kind(message.message, message.field, message.status))
+        stream.fail(_refusal(message))
         self._drop(stream)
-
-    def _fail_start(self, message: StartFailed) -> None:
-        kinds: dict[str, type[RadixMeshError]] = {"ConfigError": ConfigError, "ModelError": ModelError}
-        known = kinds.get(message.kind)
-        error = known(message.message) if known else EngineDeadError(f"the engine failed: {message.message}")
-        _fail(self._described, error)
-        _fail(self._ready, error)
 
     def _on_death(self, reason: str) -> None:
         self._end(f"{reason}: {self._fatal}" if self._fatal else reason)
 
     def _end(self, reason: str) -> None:
         """Every open request ends with the engine."""
-        self._death = reason
+        self._death, self.stats = reason, EngineStats()
         futures: list[asyncio.Future[Any]] = [self._described, self._ready, *self._answers.values()]
         for future in futures:
             _fail(future, EngineDeadError(f"the engine is gone: {reason}"))
         for stream in self._streams.values():
             stream.fail(EngineDeadError(f"the engine is gone: {reason}"))
         self._children.clear()
+
+
+def _start_error(message: StartFailed) -> RadixMeshError:
+    kinds: dict[str, type[RadixMeshError]] = {"ConfigError": ConfigError, "ModelError": ModelError}
+    known = kinds.get(message.kind)
+    return known(message.message) if known else EngineDeadError(f"the engine failed: {message.message}")
+
+
+def _refusal(message: Refused) -> RequestError:
+    kinds = {QueueFullError.status: QueueFullError, NotServingError.status: NotServingError}
+    return kinds.get(message.status, RequestError)(message.message, message.field, message.status)
 
 
 def _settle(future: "asyncio.Future[Any]", value: object) -> None:

@@ -52,6 +52,9 @@ class Metrics:
         self._responses = Counter(
             PREFIX + "http_responses", "HTTP responses", ["route", "status"], registry=self.registry
         )
+        self._restarts = Counter(
+            PREFIX + "engine_restarts", "engine processes started because one ended", registry=self.registry
+        )
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(PREFIX + name, help, buckets=buckets, registry=self.registry)
@@ -63,6 +66,10 @@ class Metrics:
     def count_response(self, route: str, status: int) -> None:
         """Count an HTTP response; status 0 is one that never began."""
         self._responses.labels(route, str(status)).inc()
+
+    def count_restart(self) -> None:
+        """Count an engine process that is started because the one before ended."""
+        self._restarts.inc()
 
     def clock(self) -> "RequestClock":
         """Start timing one prompt's sequences."""

@@ -80,6 +80,9 @@ class ServerOptions:
     heartbeat_timeout: float = option(
         30.0, "seconds without a sign of life from the engine after which /health is red"
     )
+    restart_engine: bool = option(
+        False, "start a new engine process when it ends, at most 5 times in ten minutes; else the server ends"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what the server logs")
     otlp_traces_endpoint: str | None = option(
         None, "OTLP/HTTP address that gets a span for each request; default: no traces"

@@ -3,7 +3,8 @@
 start     bind the port (a port in use is known at once), start the engine, tell what was chosen, listen
 SIGTERM   /health and new requests get 503, running ones finish within `drain_timeout`; status 0
 again     running requests are aborted now
-engine    its end fails open requests, turns /health red, and ends the server with status 1
+engine    its end fails open requests and turns /health red; then a new one is started (`restart_engine`),
+          or the server ends with status 1
 """
 
 import asyncio
@@ -27,19 +28,24 @@ from .connection import connection_class
 from .journal import configure_logging
 from .options import ServerOptions
 from .state import Server
+from .supervisor import until_engine_is_gone
 
 _BACKLOG = 2048  # connections that may wait to be taken
 _KEEP_ALIVE = 75  # seconds; clients and proxies drop idle connections after 5 to 60, and must be the first
-_WATCH_INTERVAL = 0.25  # seconds between looks at the engine process
 _LAST_WORDS = 2.0  # seconds in which clients still hear that the engine died
 _GOODBYE = 5  # seconds for answers to be written after the last request ended
 
 
 def serve(config: EngineConfig, options: ServerOptions, backend: Backend) -> int:
-    """Serve until told to stop, or until the engine dies; the process's exit status.
+    """Serve until told to stop, or until the engine is dead for good; the process's exit status.
 
     Raises ConfigError when the address cannot be bound, and what the engine's start raises.
     """
+    if options.restart_engine and config.nnodes > 1:
+        raise ConfigError(
+            f"restart_engine is set and nnodes is {config.nnodes}; accepted is 1: the processes of several"
+            " hosts end together"
+        )
     configure_logging(options)
     with bind(options) as listener:
         return asyncio.run(_serve(config, options, backend, listener))
@@ -124,19 +130,23 @@ async def _run(
     )
     listening = asyncio.create_task(server.serve(sockets=[listener]))
     signalled = asyncio.create_task(signals.get())
-    dead = asyncio.create_task(_until_dead(llm))
+    dead = asyncio.create_task(until_engine_is_gone(app.state.server))
     await asyncio.wait((listening, signalled, dead), return_when=asyncio.FIRST_COMPLETED)
+    was_alive = llm.alive
     if signalled.done() and not dead.done():
         await _drain(app.state.server, dead, signals)
     if dead.done():
         print("radixmesh: error: the engine process has ended; the server ends with it", file=sys.stderr)
         await asyncio.wait((listening,), timeout=_LAST_WORDS)
+    # asked to end while a new engine was starting: that one is not missed
+    in_order = signalled.done() and not dead.done() and (llm.alive or not was_alive)
     server.should_exit = True
     for task in (signalled, dead):
         task.cancel()
-    await listening
+    await asyncio.wait((listening, dead))
     await asyncio.to_thread(app.state.server.journal.close)
-    return 1 if not llm.alive or not signalled.done() or signalled.cancelled() else 0
+    listening.result()
+    return 0 if in_order else 1
 
 
 @asynccontextmanager
@@ -168,11 +178,6 @@ async def _drain(server: Server, dead: "asyncio.Task[None]", signals: "asyncio.Q
         drained.cancel()
         if not dead.done():
             await server.llm.abort(None)
-
-
-async def _until_dead(llm: AsyncLLM) -> None:
-    while llm.alive:
-        await asyncio.sleep(_WATCH_INTERVAL)
 
 
 class _Uvicorn(uvicorn.Server):

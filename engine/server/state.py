@@ -40,7 +40,8 @@ class Server:
     def sickness(self) -> str | None:
         """Why requests cannot be served now, in one sentence; None when they can. Takes no time."""
         if not self.llm.alive:
-            return "the engine process has ended"
+            restarts = self.options.restart_engine and not self.draining
+            return "the engine process has ended" + ("; a new one is being started" if restarts else "")
         if self.draining:
             return "draining: the server is shutting down"
         age = self.llm.heartbeat_age

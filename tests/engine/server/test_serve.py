@@ -130,6 +130,30 @@ def test_engine_death(start: Any) -> None:
     assert "engine process" in server.text() and "Traceback" not in server.text()
 
 
+def test_a_restarted_engine_serves_again(start: Any) -> None:
+    server = start(ROOMY, {"restart_engine": True})
+    with httpx.Client(base_url=server.url) as http:
+        whole = http.post("/generate", json=body(5)).json()["output_ids"]
+        for number in (1, 2):
+            before = server.engine()
+            stream = Stream(server.url)
+            killed = time.monotonic()
+            before.kill()
+            assert stream.last()["error"]["code"] == "engine_dead"
+            assert time.monotonic() - killed < 2
+            health = http.get("/health")
+            assert health.status_code == 503 and "being started" in health.text
+            assert http.post("/generate", json=body(5)).status_code == 503
+            until(lambda: http.get("/health").status_code == 200)
+            assert server.engine().pid != before.pid
+            assert http.post("/generate", json=body(5)).json()["output_ids"] == whole
+            assert f"radixmesh:engine_restarts_total {number}.0" in http.get("/metrics").text
+            assert until(lambda: server.stats()["num_pages"]) == ROOMY["max_total_tokens"] / 16
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    assert "Traceback" not in server.text()
+
+
 def test_port_in_use_is_told_before_the_model_loads(start: Any, server: Any) -> None:
     port = int(server.url.rsplit(":", 1)[1])
     second = start(options={"port": port}, ready=False)
