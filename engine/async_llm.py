@@ -303,6 +303,8 @@ class AsyncLLM:
         stream, state = self._children.get(output.request_id, (None, None))
         if stream is None or state is None:
             return  # aborted meanwhile
+        if output.refused:
+            return self._refuse(Refused(output.request_id, output.error or "", None, QueueFullError.status))
         try:
             stream.put(state.feed(output))
         except Exception as error:  # ends this request alone
@@ -319,7 +321,9 @@ class AsyncLLM:
         stream, _ = self._children.pop(message.request_id, (None, None))
         if stream is None:
             return
-        stream.fail(_refusal(message))
+        error = _refusal(message)
+        error.retry_after = self.stats.queue_wait
+        stream.fail(error)
         self._drop(stream)
 
     def _on_death(self, reason: str) -> None:

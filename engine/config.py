@@ -66,6 +66,9 @@ class EngineConfig:
     max_total_tokens: int | None = option(None, "tokens in the KV pool; default: as memory allows")
     max_running_requests: int | None = option(None, "rows in one step")
     max_queued_requests: int = option(4096, "requests that may wait; more are refused with 429")
+    max_queue_wait: float | None = option(
+        None, "seconds that a request may wait to be started; others are refused with 429; default: no bound"
+    )
     chunked_prefill_size: int | None = option(None, "token budget of a step: decode rows and prefill chunks")
     page_size: int | None = option(None, "tokens in a page of the KV pool")
     embedding_pooling: Pooling = option(
@@ -123,6 +126,8 @@ class EngineConfig:
             )
         if not 0 < self.grammar_timeout < math.inf:
             raise ConfigError(f"grammar_timeout is {self.grammar_timeout}; accepted is a number above 0")
+        if self.max_queue_wait is not None and not self.max_queue_wait > 0:
+            raise ConfigError(f"max_queue_wait is {self.max_queue_wait}; accepted is a number above 0")
         _check_hosts(self)
 
     @classmethod

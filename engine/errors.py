@@ -4,7 +4,7 @@ RadixMeshError
 ├── ConfigError         an option that cannot be honoured, found before anything starts
 ├── ModelError          a model that cannot be found, read or served
 ├── RequestError        one request is refused; carries the HTTP status and the field at fault
-│   ├── QueueFullError      429: the waiting queue is at its bound
+│   ├── QueueFullError      429: the waiting queue is at its bound, or the request waited too long
 │   ├── NotServingError     503: shutting down, or the engine is gone
 │   └── GrammarError        a grammar does not compile, or cannot go on
 └── EngineDeadError     the engine process ended; every open request ends with it
@@ -28,10 +28,12 @@ class ModelError(RadixMeshError):
 class RequestError(RadixMeshError):
     """One request is refused. Nothing else in the engine is touched.
 
-    `field` is the parameter at fault in the caller's own words; `status` the HTTP status.
+    `field` is the parameter at fault in the caller's own words; `status` the HTTP status; `retry_after` the
+    seconds after which the same request may be served, for statuses that ask to come again.
     """
 
     status = 400
+    retry_after = 1.0
 
     def __init__(self, message: str, field: str | None = None, status: int | None = None) -> None:
         super().__init__(message)
@@ -41,7 +43,7 @@ class RequestError(RadixMeshError):
 
 
 class QueueFullError(RequestError):
-    """The waiting queue is at its bound; try again later."""
+    """The waiting queue is at its bound, in requests or in seconds; try again later."""
 
     status = 429
 
@@ -58,3 +60,5 @@ class GrammarError(RequestError):
 
 class EngineDeadError(RadixMeshError):
     """The engine process ended; open requests cannot be finished."""
+
+    retry_after = 1.0  # seconds, as RequestError's

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from .config import EngineConfig
-from .errors import QueueFullError, RequestError
+from .errors import ConfigError, QueueFullError, RequestError
 from .grammar.constrain import constrain
 from .grammar.service import GrammarService
 from .output_collector import OutputState
@@ -35,6 +35,8 @@ class LLM:
 
     def __init__(self, config: EngineConfig, backend: Backend) -> None:
         """Load the model and warm it up. Raises ConfigError, ModelError."""
+        if config.max_queue_wait is not None:
+            raise ConfigError("max_queue_wait is set; accepted is None: LLM itself waits for its requests")
         self.config = config
         self._engine = start_engine(config, backend)
         self.info = self._engine.info

@@ -17,7 +17,8 @@ class TokenOutput:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     queue_seconds: float = 0.0  # from arrival to when it was first admitted
-    error: str | None = None  # with FinishReason.ERROR
+    error: str | None = None  # with FinishReason.ERROR, or `refused`
+    refused: bool = False  # with FinishReason.ABORT: it waited too long to be started
     embedding: bytes | None = None  # with the last of a request for one: float32, native byte order
 
     @classmethod

@@ -37,6 +37,7 @@ class WaitingQueue:
         self._cache = cache
         self._rng = random.Random(seed)
         self._arrivals = 0
+        self.num_prompt_tokens = 0  # of all that wait
         self._departures = 0  # requests that left the queue and are not back in it
         self._by_turn: list[Request] = []
         self._ranks: dict[int, float] = {}  # by turn; for `random` only
@@ -64,12 +65,14 @@ class WaitingQueue:
             self._arrivals += 1
         if self.policy == "random":
             self._ranks[request.turn] = -1.0 if preempted else self._rng.random()
+        self.num_prompt_tokens += request.num_prompt_tokens
         insort(self._by_turn, request, key=_turn)
         if self._by_rank is not self._by_turn:
             insort(self._by_rank, request, key=self._rank)
 
     def remove(self, request: Request) -> None:
         """Take a request out: it was admitted, or it ended."""
+        self.num_prompt_tokens -= request.num_prompt_tokens
         _remove(self._by_turn, request, _turn)
         if self._by_rank is not self._by_turn:
             _remove(self._by_rank, request, self._rank)

@@ -20,6 +20,7 @@ from itertools import chain
 
 import numpy as np
 
+from .backlog import Backlog
 from .batch import I32, U32, SamplingVariant, ScheduleBatch, StepTokens
 from .batch_builder import Chunk, SamplingTable, build_batch
 from .config import EngineConfig
@@ -83,6 +84,7 @@ class Scheduler:
             self.token_budget,
         )
         self.waiting = WaitingQueue(config.schedule_policy, self.cache, config.random_seed)
+        self.backlog = Backlog(config, self.waiting)
         self.requests: dict[str, Request] = {}  # waiting and running, by id
         self.prefilling: dict[int, Request] = {}  # running, by slot, in order of admission
         self.decoding: dict[int, Request] = {}
@@ -100,11 +102,8 @@ class Scheduler:
             raise RequestError(
                 f"request_id {request.id!r} is in use; accepted is one of your own", "request_id"
             )
-        if self.is_full:
-            raise QueueFullError(
-                f"{len(self.waiting)} requests are waiting and max_queued_requests is"
-                f" {self.config.max_queued_requests}; try again later"
-            )
+        if refusal := self.backlog.refusal(len(self._free_slots)):
+            raise QueueFullError(refusal)
         self.limits.check(request)
         self.requests[request.id] = request
         self.waiting.add(request)
@@ -163,6 +162,7 @@ class Scheduler:
             cached_pages=self.cache.cached_pages,
             evictable_pages=self.cache.evictable_pages,
             used_pages=self._used_pages,
+            queue_wait=self.backlog.wait(len(self._free_slots)),
             token_usage=held / self.pool.num_pages,
             integrity_violations=self.counters.integrity_violations + self.pool.num_violations,
         )
@@ -174,8 +174,7 @@ class Scheduler:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many requests wait as may."""
-        return len(self.waiting) >= self.config.max_queued_requests
+        return self.backlog.refusal(len(self._free_slots)) is not None
 
     @property
     def num_running(self) -> int:
@@ -185,6 +184,9 @@ class Scheduler:
 
     def schedule(self) -> ScheduleBatch | None:
         """Plan the next step, or None when nothing can be computed before a step in flight is processed."""
+        for request in self.backlog.overdue():
+            self._finish(request, FinishReason.ABORT)
+            self.outputs.append(self.backlog.farewell(request))
         plan = _Plan(self.token_budget, self.capacity.max_page_indices)
         preemptions = self.counters.preemptions
         if self.prefilling and not self._pages.available:
@@ -196,6 +198,7 @@ class Scheduler:
         # token of the request that was preempted
         if self.counters.preemptions == preemptions and not plan.stalled:
             self._admit(plan)
+        self.backlog.measure(self.counters)
         if not plan.decode and not plan.chunks:
             return None
         batch = build_batch(self.counters.steps, plan.decode, plan.chunks, self._table, self.page_size)

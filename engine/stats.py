@@ -17,6 +17,7 @@ class EngineStats:
     cached_pages: int = 0  # in the radix tree, locked ones included
     evictable_pages: int = 0  # in the radix tree and used by nobody
     used_pages: int = 0  # of running requests, not in the tree
+    queue_wait: float = 0.0  # seconds that a new request is expected to wait
     token_usage: float = 0.0  # share of the pages that running requests hold, 0 to 1
 
     # counters since the start
@@ -44,4 +45,5 @@ def total(groups: Sequence[EngineStats]) -> EngineStats:
     summed = EngineStats(**{name: sum(each) for name, each in values.items()})
     summed.page_size, summed.steps = groups[0].page_size, max(values["steps"])
     summed.token_usage /= len(groups)
+    summed.queue_wait /= len(groups)
     return summed

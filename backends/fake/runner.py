@@ -18,6 +18,7 @@ The fake also holds the engine to the protocol: limits, unique KV slots, no read
 row writes in the same step, masks exactly when and where they are due. A breach raises ProtocolError.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -202,7 +203,8 @@ class FakePending:
 
 
 def create_fake_runner(config: EngineConfig, info: ModelInfo) -> FakeRunner:
-    """A fake runner sized by the options, for `--backend fake`. Raises ConfigError for several devices."""
+    """A fake runner sized by the options, for `--backend fake`. Raises ConfigError for several devices, and
+    for a pace that cannot be read."""
     for name, value in (("tp_size", config.tp_size), ("dp_size", config.dp_size)):
         if value != 1:
             raise ConfigError(f"{name} is {value}; the fake backend has no devices, accepted is 1")
@@ -216,7 +218,32 @@ def create_fake_runner(config: EngineConfig, info: ModelInfo) -> FakeRunner:
         max_page_indices=2 * num_pages,
     )
     eos = min(info.eos_token_ids, default=0)
-    return FakeRunner(capacity, info.vocab_size, eos_token_id=eos, pooling=config.embedding_pooling)
+    pace = read_pace(config.model_path)
+    time.sleep(pace["load_time"])
+    return FakeRunner(
+        capacity,
+        info.vocab_size,
+        eos_token_id=eos,
+        step_time=pace["step_time"],
+        pooling=config.embedding_pooling,
+    )
+
+
+def read_pace(model_path: str) -> dict[str, float]:
+    """Seconds by name from "fake:step_time=0.02,load_time=1"; 0 for what is not there, and for other paths.
+
+    Raises ConfigError.
+    """
+    pace = {"step_time": 0.0, "load_time": 0.0}
+    kind, _, text = model_path.partition(":")
+    for part in text.split(",") if kind == "fake" and text else ():
+        name, _, value = part.partition("=")
+        if name not in pace or not re.fullmatch(r"\d+(\.\d+)?", value):
+            raise ConfigError(
+                f"model_path is {model_path!r}; accepted is fake:step_time=SECONDS,load_time=SECONDS"
+            )
+        pace[name] = float(value)
+    return pace
 
 
 def _step_tokens(tokens: I64, likeliest: I64, vocab_size: int, variant: SamplingVariant) -> StepTokens:

@@ -16,7 +16,7 @@ from ..errors import EngineDeadError, NotServingError, QueueFullError, RequestEr
 log = logging.getLogger("radixmesh.server")
 
 CLIENT_GONE = 499  # nginx's number for an answer that nobody will read; for the metrics
-RETRY_AFTER = "1"  # seconds; a step or two frees a place in the queue
+MAX_RETRY_AFTER = 60  # seconds; a forecast of more is no better than this
 
 
 class ModelNotFoundError(RequestError):
@@ -185,10 +185,16 @@ def error_response(error: BaseException, path: str) -> Response:
     if isinstance(error, ClientGoneError):
         return Response(status_code=CLIENT_GONE)
     fault = describe(error)
-    headers = {"Retry-After": RETRY_AFTER} if fault.status in (429, 503) else {}
+    headers = {"Retry-After": _retry_after(error)} if fault.status in (429, 503) else {}
     headers |= dict(getattr(error, "headers", None) or {})
     data = msgspec.json.encode(_dialect(path).body(fault))
     return Response(data, fault.status, headers, media_type="application/json")
+
+
+def _retry_after(error: BaseException) -> str:
+    """Whole seconds: until the queue of now will be empty, or until an engine may be there again."""
+    seconds = getattr(error, "retry_after", 1.0)
+    return str(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER))
 
 
 def error_event(error: BaseException, path: str) -> bytes:

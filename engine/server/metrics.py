@@ -125,6 +125,7 @@ class _EngineCollector(Collector):
         gauges: tuple[tuple[str, str, float], ...] = (
             ("num_running_reqs", "requests in the running batch", stats.num_running),
             ("num_queue_reqs", "requests that wait", stats.num_waiting),
+            ("queue_wait_seconds", "expected wait of a new request", stats.queue_wait),
             ("token_usage", "share of the KV pool in use by running requests", stats.token_usage),
             ("num_used_tokens", "KV pool tokens that running requests hold", held * stats.page_size),
             (
