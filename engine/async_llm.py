@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import chain
 from types import TracebackType
 from typing import Any, Self
@@ -40,7 +41,7 @@ from .messages import (
 from .output_collector import OutputState
 from .output_stream import OutputStream
 from .outputs import RequestOutput, TokenOutput
-from .request import Request, SamplingParams
+from .request import SamplingParams
 from .request_builder import Prompt, RequestBuilder
 from .runner import Backend, ModelInfo, RunnerCapacity
 from .snapshot import GroupView
@@ -66,7 +67,7 @@ class AsyncLLM:
         self.stats = EngineStats()  # newest snapshot, at most about half a second old while the loop runs
         self._backend = backend
         self._client: EngineClient | None = None
-        self._builder: RequestBuilder | None = None
+        self._builder: RequestBuilder
         self._streams: dict[str, OutputStream] = {}  # open requests by their callers' ids
         self._children: dict[str, tuple[OutputStream, OutputState]] = {}  # in the engine, by the engine's ids
         self._described: asyncio.Future[ModelInfo]
@@ -86,16 +87,16 @@ class AsyncLLM:
         """
         if self._client is not None:
             raise RadixMeshError("the engine is started; accepted is one start")
-        await self._launch()
+        await self._launch(first=True)
 
     async def restart(self) -> None:
         """Start a new engine process in place of one that is gone. Raises what `start` raises."""
         if self.alive or self._client is None:
             raise RadixMeshError("the engine is there, or was never started; accepted is one that is gone")
         await self._client.close(kill=True)
-        await self._launch()
+        await self._launch(first=False)
 
-    async def _launch(self) -> None:
+    async def _launch(self, first: bool) -> None:
         """Start a process; the engine lives from the moment in which it is ready."""
         loop = asyncio.get_running_loop()
         self._described, self._ready = loop.create_future(), loop.create_future()
@@ -104,10 +105,8 @@ class AsyncLLM:
         try:
             self._client.start(self.config, self._backend)
             self.info = await self._described
-            if self._builder is None:
-                self.tokenizer = await asyncio.to_thread(
-                    tokenizer_of, self.config, self.info
-                )  # while weights load
+            if first:  # while weights load
+                self.tokenizer = await asyncio.to_thread(tokenizer_of, self.config, self.info)
                 self._builder = RequestBuilder(self.info, self.tokenizer, self.config.random_seed)
             await self._ready
         except BaseException:
@@ -156,12 +155,9 @@ class AsyncLLM:
     ) -> None:
         """Check the request and send it, unless it was aborted meanwhile."""
 
-        builder = self._builder
-        assert builder is not None
-
-        def build() -> list[Request]:
-            return builder.build(prompt, params, request_id=name, priority=priority, extra_key=extra_key)
-
+        build = partial(
+            self._builder.build, prompt, params, request_id=name, priority=priority, extra_key=extra_key
+        )
         is_long = hasattr(prompt, "__len__") and len(prompt) > LONG_PROMPT
         requests = await asyncio.to_thread(build) if is_long else build()
         self._check_alive()
@@ -288,9 +284,7 @@ class AsyncLLM:
             case Ready():
                 self._live(message)
             case StartFailed():
-                error = _start_error(message)
-                _fail(self._described, error)
-                _fail(self._ready, error)
+                _fail(_start_error(message), self._described, self._ready)
             case Fatal():
                 self._fatal = message.message
 
@@ -321,9 +315,7 @@ class AsyncLLM:
         stream, _ = self._children.pop(message.request_id, (None, None))
         if stream is None:
             return
-        error = _refusal(message)
-        error.retry_after = self.stats.queue_wait
-        stream.fail(error)
+        stream.fail(_refusal(message, self.stats.queue_wait))
         self._drop(stream)
 
     def _on_death(self, reason: str) -> None:
@@ -332,9 +324,8 @@ class AsyncLLM:
     def _end(self, reason: str) -> None:
         """Every open request ends with the engine."""
         self._death, self.stats = reason, EngineStats()
-        futures: list[asyncio.Future[Any]] = [self._described, self._ready, *self._answers.values()]
-        for future in futures:
-            _fail(future, EngineDeadError(f"the engine is gone: {reason}"))
+        error = EngineDeadError(f"the engine is gone: {reason}")
+        _fail(error, self._described, self._ready, *self._answers.values())
         for stream in self._streams.values():
             stream.fail(EngineDeadError(f"the engine is gone: {reason}"))
         self._children.clear()
@@ -346,9 +337,11 @@ def _start_error(message: StartFailed) -> RadixMeshError:
     return known(message.message) if known else EngineDeadError(f"the engine failed: {message.message}")
 
 
-def _refusal(message: Refused) -> RequestError:
+def _refusal(message: Refused, queue_wait: float) -> RequestError:
     kinds = {QueueFullError.status: QueueFullError, NotServingError.status: NotServingError}
-    return kinds.get(message.status, RequestError)(message.message, message.field, message.status)
+    error = kinds.get(message.status, RequestError)(message.message, message.field, message.status)
+    error.retry_after = queue_wait
+    return error
 
 
 def _settle(future: "asyncio.Future[Any]", value: object) -> None:
@@ -356,9 +349,10 @@ def _settle(future: "asyncio.Future[Any]", value: object) -> None:
         future.set_result(value)
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _fail(error: Exception, *futures: "asyncio.Future[Any]") -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
 
 
 def _discard(*futures: "asyncio.Future[Any]") -> None:
