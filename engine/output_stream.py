@@ -57,5 +57,6 @@ class OutputStream:
 def _merge(older: RequestOutput, newer: RequestOutput) -> RequestOutput:
     """Two outputs of one sequence as one, for a reader that was not there in between."""
     newer.text_delta = older.text_delta + newer.text_delta
-    newer.new_token_ids = older.new_token_ids + newer.new_token_ids
+    older.new_token_ids += newer.new_token_ids  # in place: a reader may stay away for 100,000 tokens
+    newer.new_token_ids = older.new_token_ids
     return newer

@@ -174,4 +174,5 @@ def _server_info(server: Server) -> dict[str, Any]:
         "internal_states": [stats],  # where SGLang's benchmark client looks
         "heartbeat_age": llm.heartbeat_age,
         "num_open_requests": llm.num_open_requests,
+        "num_tasks": len(asyncio.all_tasks()),  # of the server's loop
     }

@@ -111,17 +111,20 @@ def _in_clients_words(error: RequestError, job: Job) -> RequestError:
 async def _merge(
     streams: list[AsyncGenerator[tuple[int, RequestOutput], None]],
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-    """The items of all streams in the order of their coming; the first error ends all."""
-    queue: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue()
+    """The items of all streams in the order of their coming; the first error ends all.
+
+    What a slow reader has not taken stays in the engine's streams, which merge it.
+    """
+    queue: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(1)
 
     async def pump(stream: AsyncGenerator[tuple[int, RequestOutput], None]) -> None:
         try:
             async with aclosing(stream):
                 async for item in stream:
-                    queue.put_nowait(item)
-            queue.put_nowait(None)
+                    await queue.put(item)
+            await queue.put(None)
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
 
     tasks = [asyncio.create_task(pump(stream)) for stream in streams]
     try:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -67,6 +68,11 @@ class ServerOptions:
     receive_timeout: float = option(
         60.0, "seconds that a client may take to send its headers, and then its body"
     )
+    stall_timeout: float | None = option(
+        60.0 if hasattr(socket, "TCP_USER_TIMEOUT") else None,
+        "seconds without a sign that the client takes what was sent, after which its connection is closed and"
+        " its request aborted; Linux only",
+    )
     request_timeout: float | None = option(
         None, "seconds that a request may take, waiting included; default: no limit"
     )
@@ -102,6 +108,12 @@ class ServerOptions:
         _check("max_body_bytes", self.max_body_bytes, 1, math.inf, integer=True)
         if self.request_timeout is not None:
             _check("request_timeout", self.request_timeout, 0.001, math.inf)
+        if self.stall_timeout is not None:
+            _check("stall_timeout", self.stall_timeout, 0.001, 3600)
+            if not hasattr(socket, "TCP_USER_TIMEOUT"):
+                raise ConfigError(
+                    "stall_timeout is set; accepted on this system is None: it cannot watch clients"
+                )
         _check("drain_timeout", self.drain_timeout, 0, math.inf)
         _check("heartbeat_timeout", self.heartbeat_timeout, 1, math.inf)
         _check("max_header_bytes", self.max_header_bytes, 256, 2**20, integer=True)

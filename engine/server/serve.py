@@ -8,6 +8,7 @@ engine    its end fails open requests and turns /health red; then a new one is s
 """
 
 import asyncio
+import math
 import signal
 import socket
 import sys
@@ -58,6 +59,8 @@ def bind(options: ServerOptions) -> socket.socket:
     try:
         # A port whose last server just ended is free; one that somebody listens on is not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.stall_timeout is not None:
+            _watch_clients(listener, options.stall_timeout)
         listener.bind((options.host, options.port))
     except OSError as error:
         listener.close()
@@ -66,6 +69,14 @@ def bind(options: ServerOptions) -> socket.socket:
             " accepted are a local address and a port that is free"
         ) from None
     return listener
+
+
+def _watch_clients(listener: socket.socket, seconds: float) -> None:
+    """Have the kernel close connections whose client takes nothing of what was sent, or is not there any
+    more, for so long. What a listening socket is told holds for the connections that it takes."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(seconds * 1000))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, math.ceil(seconds))
 
 
 def _listen(listener: socket.socket, options: ServerOptions) -> None:
