@@ -21,10 +21,15 @@ class Traffic:
     tokens: int = 60
     patience: float = 0.05  # seconds until a client leaves or aborts, at most
     timeout: float = 120.0  # seconds for one answer
+    first_seed: int = 0  # other requests for another
 
     def run(self) -> Counter[str]:
         """Send all; how many were ok, refused, left and aborted."""
         return asyncio.run(self._send_all())
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.count)
 
     async def _send_all(self) -> Counter[str]:
         limits = httpx.Limits(max_connections=2 * self.concurrent)
@@ -35,7 +40,7 @@ class Traffic:
                 async with gate:
                     return await self._send(client, seed)
 
-            return Counter(await asyncio.gather(*(one(seed) for seed in range(self.count))))
+            return Counter(await asyncio.gather(*(one(seed) for seed in self._seeds)))
 
     async def _send(self, client: httpx.AsyncClient, seed: int) -> str:
         """Send one request; what became of it."""
@@ -71,11 +76,15 @@ def good(rng: random.Random, most: int) -> tuple[str, dict[str, Any]]:
     text = "shared beginning of many prompts " * rng.randint(1, 6) + str(rng.random())
     n, tokens = rng.choice([1, 1, 1, 3]), rng.randint(1, most)
     sampled = {"temperature": rng.choice([0, 1]), "n": n}
+    logprobs = rng.random() < 0.3
     if path == "/generate":
-        return path, {"text": text, "sampling_params": {**sampled, "max_new_tokens": tokens}}
+        sampled["max_new_tokens"] = tokens
+        return path, {"text": text, "sampling_params": sampled, "return_logprob": logprobs}
     if path == "/v1/completions":
-        return path, {"prompt": [text, text[:40]], "max_tokens": tokens, **sampled, "stop": ["q", "zz"]}
-    return path, {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, **sampled}
+        several = {"prompt": [text, text[:40]], "stop": ["q", "zz"], "logprobs": 2 if logprobs else None}
+        return path, {**several, "max_tokens": tokens, **sampled}
+    messages = [{"role": "user", "content": text}]
+    return path, {"messages": messages, "max_tokens": tokens, **sampled, "logprobs": logprobs}
 
 
 def bad(rng: random.Random, most: int) -> tuple[str, dict[str, Any]]:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from . import kill, overload, slow_reader, vanish
+from . import kill, overload, schema, slow_reader, soak, vanish
 
 TRIALS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "overload": (overload.Overload, overload.run),
     "kill": (kill.Kill, kill.run),
+    "schema": (schema.Schema, schema.run),
+    "soak": (soak.Soak, soak.run),
     "vanish": (vanish.Vanish, vanish.run),
     "slow-reader": (slow_reader.SlowReader, slow_reader.run),
 }

@@ -69,8 +69,6 @@ async def _beside(trial: SlowReader, url: str, growth: Callable[[], float]) -> t
     stalled = await asyncio.gather(*(post(url, "/generate", body) for _ in range(trial.stalled)))
     seen = await _read(trial, url)
     grown = growth()
-    for reader, _ in stalled:
-        assert not reader.at_eof(), "a client was hung up on before its time"
     seconds = await asyncio.to_thread(wait_for, url, is_idle, trial.stall_timeout + MARGIN)
     for _, writer in stalled:  # open and unread until now
         writer.transport.abort()
