@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WHEEL = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 ENTRIES = WHEEL["only-include"]  # folders and files of the root that make the package
 WRITTEN_BY_TESTS = {"failing_backends"}
-OURS = {"radixmesh", "tests", "scripts", *WRITTEN_BY_TESTS}
+OURS = {"radixmesh", "tests", "scripts", "benchmarks", *WRITTEN_BY_TESTS}
 # modules that come with a package and belong to it
 PARTS = {"starlette": "fastapi", "pydantic_core": "pydantic", "jaxlib": "jax", "h11": "uvicorn"}
 

@@ -17,6 +17,7 @@ from .state import Server
 from .visit import current_visit
 
 T = TypeVar("T")
+_Waiting = tuple[tuple[int, RequestOutput], asyncio.Event]  # what came of a stream; set when it was taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +114,21 @@ async def _merge(
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """The items of all streams in the order of their coming; the first error ends all.
 
-    What a slow reader has not taken stays in the engine's streams, which merge it.
+    Of each stream one item waits for a slow reader; the rest stays with the engine's streams, which merge it.
     """
-    queue: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(1)
+    queue: asyncio.Queue[_Waiting | Exception | None] = asyncio.Queue()
 
     async def pump(stream: AsyncGenerator[tuple[int, RequestOutput], None]) -> None:
+        taken = asyncio.Event()
         try:
             async with aclosing(stream):
                 async for item in stream:
-                    await queue.put(item)
-            await queue.put(None)
+                    taken.clear()
+                    queue.put_nowait((item, taken))
+                    await taken.wait()
+            queue.put_nowait(None)
         except Exception as error:
-            await queue.put(error)
+            queue.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(stream)) for stream in streams]
     try:
@@ -136,7 +140,9 @@ async def _merge(
             if item is None:
                 left -= 1
             else:
-                yield item
+                output, taken = item
+                taken.set()
+                yield output
     finally:
         await _cancel(*tasks)
 
