@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import EngineConfig
+from .errors import QueueFullError
 from .outputs import TokenOutput
 from .policy import WaitingQueue
 from .request import FinishReason, Request
@@ -67,6 +68,11 @@ class Backlog:
                 " try again later"
             )
         return None
+
+    def check(self, free_rows: int) -> None:
+        """Raise QueueFullError if no request is taken now."""
+        if refusal := self.refusal(free_rows):
+            raise QueueFullError(refusal)
 
     def overdue(self) -> list[Request]:
         """Those who waited for `max_queue_wait` and never ran."""

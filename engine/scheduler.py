@@ -24,7 +24,7 @@ from .backlog import Backlog
 from .batch import I32, U32, SamplingVariant, ScheduleBatch, StepTokens
 from .batch_builder import Chunk, SamplingTable, build_batch
 from .config import EngineConfig
-from .errors import GrammarError, QueueFullError, RequestError
+from .errors import GrammarError, RequestError
 from .grammar.step_masks import accept, forced, step_masks
 from .limits import Limits
 from .outputs import TokenOutput
@@ -99,11 +99,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a new request. Raises RequestError if it can never be served, QueueFullError."""
         if request.id in self.requests:
-            raise RequestError(
-                f"request_id {request.id!r} is in use; accepted is one of your own", "request_id"
-            )
-        if refusal := self.backlog.refusal(len(self._free_slots)):
-            raise QueueFullError(refusal)
+            text = f"request_id {request.id!r} is in use; accepted is one of your own"
+            raise RequestError(text, "request_id")
+        self.backlog.check(len(self._free_slots))
         self.limits.check(request)
         self.requests[request.id] = request
         self.waiting.add(request)
@@ -153,7 +151,6 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """A snapshot of gauges and counters."""
-        held = self.pool.num_pages - self._pages.available
         return replace(
             self.counters,
             num_running=self.num_running,
@@ -163,7 +160,7 @@ class Scheduler:
             evictable_pages=self.cache.evictable_pages,
             used_pages=self._used_pages,
             queue_wait=self.backlog.wait(len(self._free_slots)),
-            token_usage=held / self.pool.num_pages,
+            token_usage=1 - self._pages.available / self.pool.num_pages,
             integrity_violations=self.counters.integrity_violations + self.pool.num_violations,
         )
 
