@@ -6,6 +6,8 @@ from typing import Any
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ..errors import RequestError
+from ..grammar.given import KINDS, spec_of
+from ..grammar.grammar import GrammarSpec
 from ..outputs import RequestOutput
 from ..request import SamplingParams
 from ..server.generation import Job
@@ -37,12 +39,23 @@ def read_generate(server: Server, request: Any) -> Job:
 
 def _params(server: Server, sampling: Any) -> SamplingParams:
     """Its fields have SamplingParams' names."""
-    given = {field.name: value for field, value in sampling.ListFields()}
+    given = {field.name: value for field, value in sampling.ListFields() if field.name not in KINDS}
+    given["grammar"] = _grammar(sampling)
     for name in ("stop", "stop_token_ids"):
         given[name] = tuple(getattr(sampling, name))
     given["logit_bias"] = dict(sampling.logit_bias)
     names = {name: f"sampling.{name}" for name in SamplingParams.__dataclass_fields__}
     return make_params(given, server.llm.info.default_sampling, names)
+
+
+def _grammar(sampling: Any) -> GrammarSpec | None:
+    kind = sampling.WhichOneof("grammar")
+    if kind is None:
+        return None
+    if kind == "json_object":
+        return GrammarSpec(kind) if sampling.json_object else None
+    value = getattr(sampling, kind)
+    return spec_of(kind, list(value.texts) if kind == "choices" else value)
 
 
 def refuse_unknown(message: Any) -> None:

@@ -110,11 +110,10 @@ class Thinking(Body):
 
 
 class OutputConfig(Body):
-    """How much the model thinks."""
+    """How much the model thinks, and what its answer has to be."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-
-    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"format": ()}
+    format: dict[str, Any] | None = None
 
 
 class CountTokensBody(Body):

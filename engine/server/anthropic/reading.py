@@ -5,6 +5,8 @@ from itertools import groupby
 from typing import Any
 
 from ...errors import RequestError
+from ...grammar.given import spec_of
+from ...grammar.grammar import GrammarSpec
 from ...text.tools.format import Tools
 from ..conversation import Conversation, check_tools
 from ..openai_common import need_tokenizer
@@ -49,6 +51,26 @@ def read_conversation(server: Server, body: CountTokensBody) -> Conversation:
         variables=_variables(server, body),
         parallel=not choice.disable_parallel_tool_use,
     )
+
+
+def read_format(body: CountTokensBody) -> GrammarSpec | None:
+    """What the answer has to match, if anything. Raises RequestError naming the field."""
+    given = parse(OutputConfig, body.output_config or {}, "output_config").format
+    if given is None:
+        return None
+    path = "output_config.format"
+    for name in given.keys() - {"type", "schema"}:
+        raise RequestError(f"{path}.{name} is not known; accepted are type and schema", f"{path}.{name}")
+    if given.get("type") != "json_schema":
+        raise RequestError(
+            f'{path}.type is {shorten(given.get("type"))}; accepted is "json_schema"', f"{path}.type"
+        )
+    if not isinstance(given.get("schema"), dict):
+        raise RequestError(
+            f"{path}.schema is {shorten(given.get('schema'))}; accepted is a JSON schema, which is an object",
+            f"{path}.schema",
+        )
+    return spec_of("json_schema", given["schema"])
 
 
 def _messages(server: Server, body: CountTokensBody) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,7 +22,7 @@ from ..state import Server
 from ..streaming import EventStream, event
 from .answer import Answer, usage
 from .protocol import AnthropicError, CountTokensBody, MessagesBody
-from .reading import read_conversation
+from .reading import read_conversation, read_format
 
 _NAMES = {"max_new_tokens": "max_tokens", "stop": "stop_sequences"}
 
@@ -37,6 +38,7 @@ def add_messages_routes(app: FastAPI, server: Server) -> None:
         params = _params(server, body)
         chat = read_conversation(server, body)
         job, reading = await start_chat(server, chat, params, f"msg_{uuid.uuid4().hex}")
+        job = replace(job, grammar_field="output_config.format.schema")
         if body.stream:
             return EventStream(server, _events(server, body, job, reading))
         ((output,),) = await collect(server, request.receive, job)
@@ -48,6 +50,7 @@ def add_messages_routes(app: FastAPI, server: Server) -> None:
     @post(app, server, "/v1/messages/count_tokens", body=CountTokensBody, responses=errors)
     async def count_tokens(request: Request, body: CountTokensBody) -> Response:
         check_model(server, body.model)
+        read_format(body)  # a request that would be refused has no size
         ids = await prompt_ids(server, read_conversation(server, body))
         return json_response({"input_tokens": len(ids)})
 
@@ -59,6 +62,7 @@ def _params(server: Server, body: MessagesBody) -> SamplingParams:
         "temperature": body.temperature,
         "top_k": body.top_k,
         "top_p": body.top_p,
+        "grammar": read_format(body),
     }
     return make_params(given, server.llm.info.default_sampling, _NAMES)
 

@@ -54,6 +54,12 @@ def _check_think(value: object) -> object:
     return value
 
 
+def _check_format(value: object) -> object:
+    if not isinstance(value, dict) and value not in ("", "json"):
+        raise ValueError('"", "json", or a JSON schema, which is an object')
+    return value
+
+
 class OllamaBody(Body):
     """Fields of /api/generate and /api/chat alike."""
 
@@ -61,12 +67,12 @@ class OllamaBody(Body):
     stream: bool = True
     options: Annotated[dict[str, Any], Checked((OllamaOptions,))] = Field(default_factory=dict)
     think: Annotated[bool | Literal["low", "medium", "high"] | None, BeforeValidator(_check_think)] = None
+    format: Annotated[Literal["", "json"] | dict[str, Any], BeforeValidator(_check_format)] = ""
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"keep_alive"})  # the model stays
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "format": ("",),
         "truncate": (False,),
         "shift": (False,),
     }

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import RequestError
+from ...grammar.given import spec_of
+from ...grammar.grammar import GrammarSpec
 from ...request import SamplingParams
 from ..conversation import Conversation, check_tools, start_chat
 from ..generation import Job
@@ -104,12 +106,20 @@ def _params(server: Server, body: OllamaBody, options: OllamaOptions) -> Samplin
     given["sampling_seed"] = None if options.seed == -1 else options.seed  # -1: a new one each time
     if options.top_k is not None and options.top_k <= 0:
         given["top_k"] = -1
+    given["grammar"] = _grammar(body)
     given["logprobs"] = (body.top_logprobs or 0) if body.logprobs else None
     return make_params(given, server.llm.info.default_sampling, _PATHS)
 
 
+def _grammar(body: OllamaBody) -> GrammarSpec | None:
+    if isinstance(body.format, dict):
+        return spec_of("json_schema", body.format)
+    return GrammarSpec("json_object") if body.format else None
+
+
 def _within(job: Job, options: OllamaOptions) -> Job:
     """`job`, its prompt and answer within `num_ctx` together."""
+    job = replace(job, grammar_field="format")
     if options.num_ctx is None:
         return job
     (prompt,), (params,) = job.prompts, job.params

@@ -18,11 +18,16 @@ from grpc_tools import protoc
 
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.engine.errors import ConfigError
+from radixmesh.engine.grammar.given import KINDS
+from radixmesh.engine.grammar.grammar import GrammarSpec
+from radixmesh.engine.grpc.reading import read_generate
 from radixmesh.engine.grpc.schema import PROTO, SERVICE
 from radixmesh.engine.request import SamplingParams
 from radixmesh.engine.server.options import ServerOptions
+from radixmesh.engine.server.state import Server
 from tests.engine.grpc.conftest import grpc_address
 from tests.engine.server.conftest import Start
+from tests.engine.server.scripted import ScriptedLLM
 from tests.engine.server.test_openai_client import VOCAB, text_of
 from tests.running import Running
 
@@ -105,8 +110,25 @@ def test_what_stopped_it_is_told(pb: Any, stub: Any) -> None:
 
 
 def test_every_sampling_parameter_can_be_asked_for(pb: Any) -> None:
-    known = set(SamplingParams.__dataclass_fields__) - {"grammar"}  # which is not taken here yet
+    # Embed asks for `embed`
+    known = set(SamplingParams.__dataclass_fields__) - {"grammar", "embed"} | set(
+        KINDS
+    )  # Embed asks for that
     assert {field.name for field in pb.Sampling.DESCRIPTOR.fields} == known
+
+
+def test_grammars(pb: Any) -> None:
+    server = Server(ScriptedLLM("", ""), ServerOptions())  # type: ignore[arg-type]
+
+    def asked(**fields: Any) -> GrammarSpec | None:
+        request = pb.GenerateRequest(text="a", sampling=pb.Sampling(**fields))
+        return read_generate(server, request).params[0].grammar
+
+    assert asked() is None and asked(json_object=False) is None
+    assert asked(json_object=True) == GrammarSpec("json_object")
+    for kind in ("json_schema", "regex", "ebnf", "structural_tag"):
+        assert asked(**{kind: "{}"}) == GrammarSpec(kind, "{}")
+    assert asked(choices=pb.Choices(texts=["a", "b"])) == GrammarSpec("choices", '["a", "b"]')
 
 
 def test_cached_tokens(pb: Any, stub: Any) -> None:

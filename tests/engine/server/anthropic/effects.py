@@ -125,6 +125,10 @@ PLACES: dict[str, Place] = {
         lambda thinking: body(thinking=thinking),
     ),
     "OutputConfig": Place(
-        ROUTE, {}, {"effort": "low"}, "output_config", lambda config: body(output_config=config)
+        ROUTE,
+        {},
+        {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+        "output_config",
+        lambda config: body(output_config=config),
     ),
 }

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
+from radixmesh.engine.grammar.grammar import GrammarSpec
 from tests.engine.server.scripted import ScriptedLLM
 from tests.engine.server.test_chat_tools import ARGUMENTS, CALLS, TEMPLATE, THINKS
 from tests.engine.server.test_openai_client import VOCAB, chat_prompt, text_of
@@ -291,7 +292,12 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
         ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "f"}}, 'tool_choice.name is "f"'),
         ({"tools": TOOLS, "tool_choice": {"type": "auto", "name": "now"}}, "tool_choice.name"),
         ({"thinking": {"type": "adaptive"}}, "thinking.type"),
-        ({"output_config": {"effort": "max", "format": {"type": "json_schema"}}}, "output_config.format"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema is null"),
+        ({"output_config": {"format": {"type": "regex"}}}, "output_config.format.type"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "strict": True}}},
+            "output_config.format.strict",
+        ),
         ({"temperature": -1}, "temperature"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"frobnicate": 1}, "frobnicate"),
@@ -301,6 +307,13 @@ def test_refusals(body: dict[str, Any], field: str) -> None:
     answer = post(ScriptedLLM(TEMPLATE, "Hi"), **body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"].startswith(field)
+
+
+def test_a_format_is_a_grammar() -> None:
+    llm = ScriptedLLM(TEMPLATE, "{}")
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    ask(llm, output_config={"format": {"type": "json_schema", "schema": schema}})
+    assert llm.calls[0][1].grammar == GrammarSpec("json_schema", json.dumps(schema))
 
 
 def test_thinking_refusals() -> None:

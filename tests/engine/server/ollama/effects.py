@@ -9,6 +9,7 @@ COMMON: dict[str, Any] = {  # to both routes
     "stream": False,
     "options": {"num_predict": 3},
     "think": False,
+    "format": "json",
     "logprobs": True,
     "top_logprobs": Effect(2, {"logprobs": True}),
 }

@@ -13,6 +13,7 @@ import pytest
 from gguf import GGUFWriter, LlamaFileType
 
 from radixmesh.backends.fake.oracle import expected_tokens
+from radixmesh.engine.grammar.grammar import GrammarSpec
 from radixmesh.engine.server.ollama.models import details, facts_of
 from tests.engine.server.anthropic.test_messages import SWITCHED
 from tests.engine.server.scripted import ScriptedLLM
@@ -208,6 +209,19 @@ def test_what_messages_become() -> None:
     )
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_formats_are_grammars(path: str) -> None:
+    def asked(format: object) -> object:
+        llm = ScriptedLLM(THINKS, '{"a": "<think>"}')
+        got = told(llm, False, path, format=format)
+        assert "thinking" not in got  # all of the text is the grammar's
+        return llm.calls[0][1].grammar
+
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    assert asked("json") == GrammarSpec("json_object")
+    assert asked(schema) == GrammarSpec("json_schema", json.dumps(schema))
+
+
 def test_an_answer_goes_on() -> None:
     llm = ScriptedLLM(TEMPLATE, " not.")
     got = told(llm, False, messages=[*HI, {"role": "assistant", "content": "I would"}])
@@ -230,7 +244,7 @@ def test_an_answer_goes_on() -> None:
         ("/api/chat", {"options": {"num_ctx": 8192}}, "options.num_ctx is 8192"),
         ("/api/chat", {"options": {"num_ctx": 4}}, "options.num_ctx is 4"),
         ("/api/chat", {"options": {"frobnicate": 1}}, "options.frobnicate"),
-        ("/api/chat", {"format": "json"}, "format"),
+        ("/api/chat", {"format": "yaml"}, "format"),
         ("/api/chat", {"top_logprobs": 2}, "top_logprobs"),
         ("/api/generate", {"template": "{{ .Prompt }}"}, "template"),
         ("/api/generate", {"suffix": "x"}, "suffix"),
