@@ -9,6 +9,7 @@ from ..errors import RequestError
 from ..grammar.given import KINDS, spec_of
 from ..grammar.grammar import GrammarSpec
 from ..outputs import RequestOutput
+from ..pooling import EMBED
 from ..request import SamplingParams
 from ..server.generation import Job
 from ..server.openai_common import need_tokenizer
@@ -19,12 +20,7 @@ from ..server.state import Server
 def read_generate(server: Server, request: Any) -> Job:
     """The work that a GenerateRequest asks for. Raises RequestError naming the field."""
     refuse_unknown(request)
-    kind = request.WhichOneof("prompt")
-    if kind is None:
-        raise RequestError("prompt is not set; accepted is one of text and token_ids", "prompt")
-    if kind == "text":
-        need_tokenizer(server, "text")
-    prompt = request.text if kind == "text" else list(request.token_ids.ids)
+    kind, prompt = _prompt(server, request)
     return Job(
         prompts=[prompt],
         params=[_params(server, request.sampling)],
@@ -35,6 +31,23 @@ def read_generate(server: Server, request: Any) -> Job:
         priority=request.priority,
         extra_key=request.extra_key,
     )
+
+
+def read_embed(server: Server, request: Any) -> Job:
+    """The work that an EmbedRequest asks for. Raises RequestError naming the field."""
+    kind, prompt = _prompt(server, request)
+    return Job([prompt], [EMBED], uuid.uuid4().hex, field=kind)
+
+
+def _prompt(server: Server, request: Any) -> tuple[str, str | list[int]]:
+    """Which field has the prompt, and the prompt."""
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        raise RequestError("prompt is not set; accepted is one of text and token_ids", "prompt")
+    if kind == "text":
+        need_tokenizer(server, "text")
+        return kind, request.text
+    return kind, list(request.token_ids.ids)
 
 
 def _params(server: Server, sampling: Any) -> SamplingParams:

@@ -8,12 +8,14 @@ from typing import Any
 import grpc
 
 from ..errors import RequestError
+from ..outputs import RequestOutput
 from ..server.admin import abort
+from ..server.embeddings import check_pooling, unit_vector
 from ..server.errors import CLIENT_GONE, describe
 from ..server.generation import outputs, time_limit
 from ..server.state import Server
 from ..server.visit import Visit, begin_visit, current_visit
-from .reading import generate_response, read_generate, refuse_unknown
+from .reading import generate_response, read_embed, read_generate, refuse_unknown
 from .schema import SERVICE, messages
 
 _TRACE = ("traceparent", "tracestate")
@@ -27,7 +29,6 @@ _CODES = {
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -110,7 +111,16 @@ def _unary(server: Server, name: str, call: Callable[[Server, Any], Awaitable[di
 
 
 async def _embed(server: Server, request: Any) -> dict[str, Any]:
-    raise RequestError("this server makes no embeddings yet; accepted is Generate", status=501)
+    check_pooling(server)
+    dimensions = request.dimensions if request.HasField("dimensions") else None
+    if dimensions == 0:
+        raise RequestError("dimensions is 0; accepted is at least 1", "dimensions")
+    last: RequestOutput | None = None
+    async with time_limit(server), aclosing(outputs(server, read_embed(server, request))) as stream:
+        async for _, output in stream:
+            last = output
+    vector = unit_vector(last.embedding if last else None, dimensions)
+    return {"embedding": vector.tolist(), "prompt_tokens": last.num_prompt_tokens if last else 0}
 
 
 async def _abort(server: Server, request: Any) -> dict[str, Any]:

@@ -25,15 +25,12 @@ def add_embedding_route(app: FastAPI, server: Server) -> None:
     @post(app, server, "/v1/embeddings", body=EmbeddingBody)
     async def embeddings(request: Request, body: EmbeddingBody) -> Response:
         check_model(server, body.model)
-        if server.llm.config.embedding_pooling == "none":
-            raise RequestError(
-                "this server makes no embeddings; one started with --embedding-pooling last or mean does"
-            )
+        check_pooling(server)
         if any(isinstance(each, str) for each in body.input):
             need_tokenizer(server, "input")
         job = Job(body.input, [EMBED] * len(body.input), f"embd-{uuid.uuid4().hex}", field="input")
         outputs = [output for (output,) in await collect(server, request.receive, job)]
-        vectors = [_unit_vector(output.embedding, body.dimensions) for output in outputs]
+        vectors = [unit_vector(output.embedding, body.dimensions) for output in outputs]
         count = sum(output.num_prompt_tokens for output in outputs)
         return json_response(
             {
@@ -45,7 +42,15 @@ def add_embedding_route(app: FastAPI, server: Server) -> None:
         )
 
 
-def _unit_vector(embedding: bytes | None, dimensions: int | None) -> F32:
+def check_pooling(server: Server) -> None:
+    """Raise RequestError unless the server makes embeddings."""
+    if server.llm.config.embedding_pooling == "none":
+        raise RequestError(
+            "this server makes no embeddings; one started with --embedding-pooling last or mean does"
+        )
+
+
+def unit_vector(embedding: bytes | None, dimensions: int | None) -> F32:
     """The first `dimensions` of an embedding, scaled to length 1: what a model trained with Matryoshka
     representations (Kusupati et al., 2022) means by fewer dimensions."""
     if embedding is None:

@@ -4,19 +4,21 @@ import importlib.util
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_tools import protoc
 
-from radixmesh.backends.fake.oracle import expected_tokens
+from radixmesh.backends.fake.oracle import expected_embedding, expected_tokens
 from radixmesh.engine.errors import ConfigError
 from radixmesh.engine.grammar.given import KINDS
 from radixmesh.engine.grammar.grammar import GrammarSpec
@@ -192,12 +194,32 @@ def test_abort_ends_a_call_and_a_call_that_ends_is_aborted(pb: Any, stub: Any, s
     assert stats["num_running"] == 0 and stats["used_pages"] == 0
 
 
-def test_model_info_and_embeddings(pb: Any, stub: Any) -> None:
+def test_model_info(pb: Any, stub: Any) -> None:
     info = stub.GetModelInfo(pb.GetModelInfoRequest())
     assert (info.name, info.vocab_size, info.context_length) == ("fake", VOCAB, 4096)
     assert list(info.eos_token_ids) == [258] and info.takes_text
-    code, text = refused(lambda: stub.Embed(pb.EmbedRequest(text="a")))
-    assert code is Code.UNIMPLEMENTED and "embeddings" in text
+
+
+def test_embeddings(start: Start, client: tuple[Any, Any], stub: Any) -> None:
+    pb, made = client
+    request = pb.EmbedRequest(text="Hello")
+    code, text = refused(lambda: stub.Embed(request))
+    assert code is Code.INVALID_ARGUMENT and "--embedding-pooling" in text
+    running = start({"embedding_pooling": "mean"}, {"grpc_port": 0})
+    with grpc.insecure_channel(grpc_address(running)) as channel:
+        stub = made.RadixMeshStub(channel)
+        expected = np.array(expected_embedding(list(b"Hello"), mean=True))
+        got = stub.Embed(request)
+        np.testing.assert_allclose(got.embedding, expected / np.linalg.norm(expected), rtol=1e-5)
+        assert got.prompt_tokens == 5
+        request = pb.EmbedRequest(token_ids=pb.TokenIds(ids=b"Hello"), dimensions=2)
+        fewer = expected[:2] / np.linalg.norm(expected[:2])
+        np.testing.assert_allclose(stub.Embed(request).embedding, fewer, rtol=1e-5)
+        for dimensions in (0, 5):
+            request = pb.EmbedRequest(text="Hello", dimensions=dimensions)
+            code, text = refused(partial(stub.Embed, request))
+            assert code is Code.INVALID_ARGUMENT and text.startswith(f"dimensions is {dimensions};")
+        assert refused(lambda: stub.Embed(pb.EmbedRequest()))[1].startswith("prompt is not set")
 
 
 def test_reflection_tells_the_whole_file(channel: grpc.Channel) -> None:
