@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from fastapi.responses import HTMLResponse, Response
 
 from ..snapshot import GroupView, NodeView
@@ -31,6 +31,7 @@ _TEXTS = 4096  # nodes whose text is remembered
 def add_page_routes(app: FastAPI, server: Server) -> None:
     """Add / and /engine_state to `app`, unless the options say no."""
     if not server.options.ui:
+        app.get("/", include_in_schema=False)(_nothing)
         return
     text, policy = build_page()
     headers = {
@@ -48,6 +49,11 @@ def add_page_routes(app: FastAPI, server: Server) -> None:
     @app.get("/engine_state")
     async def engine_state() -> Response:
         return json_response(await view.state())
+
+
+async def _nothing() -> Response:
+    """The path has another route, for HEAD alone: as if it had none."""
+    raise HTTPException(404)
 
 
 def build_page() -> tuple[str, str]:

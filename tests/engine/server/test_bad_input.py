@@ -280,7 +280,7 @@ def test_content_type(http: Any) -> None:
 
 
 def test_routes(http: Any) -> None:
-    assert "/v1/embeddings" in check(http.post("/v1/embeddings", json={}), 404, None)
+    assert "/v1/audio/speech" in check(http.post("/v1/audio/speech", json={}), 404, None)
     answer = http.get(COMPLETIONS)
     assert "GET" in check(answer, 405, None) and answer.headers["allow"] == "POST"
 
