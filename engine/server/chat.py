@@ -43,7 +43,7 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
             body.priority,
             cache_key(body),
         )
-        job = replace(job, grammar_field=read_grammar(body)[1])
+        job = replace(job, grammar_field=read_grammar(body)[1] or job.grammar_field)
         if body.stream:
             return EventStream(server, _events(server, body, job, reading, options))
         finals = await collect(server, request.receive, job)
@@ -51,7 +51,7 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
 
 
 def _conversation(server: Server, body: ChatBody) -> Conversation:
-    tools, schemas = chat_tools(server, body)
+    tools, schemas, must_call = chat_tools(server, body)
     goes_on = continues(body)
     return Conversation(
         messages=read_messages(body.messages),
@@ -60,7 +60,8 @@ def _conversation(server: Server, body: ChatBody) -> Conversation:
         variables=chat_variables(server, body),
         opens_answer=not goes_on and body.add_generation_prompt is not False,
         continues=goes_on,
-        parallel=body.parallel_tool_calls,
+        must_call=must_call,
+        parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, dict),
         separate_reasoning=body.separate_reasoning,
         stream_reasoning=body.stream_reasoning,
     )

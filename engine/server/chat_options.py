@@ -6,22 +6,24 @@ from ..errors import RequestError
 from ..text.tools.format import Tools
 from .conversation import check_tools
 from .protocol.openai import ChatBody
-from .protocol.tools import calls_allowed, read_tools
+from .protocol.tools import callable_tools, read_tools
 from .state import Server
 from .templates import check_variables
 from .thinking import effort_variables
 
 
-def chat_tools(server: Server, body: ChatBody) -> tuple[list[dict[str, Any]], Tools]:
-    """The tools for the template and their schemas by name; none where the model may not call any.
+def chat_tools(server: Server, body: ChatBody) -> tuple[list[dict[str, Any]], Tools, bool]:
+    """The tools for the template, none where the model may not call any; the schemas by name of those that it
+    may call; and whether it must.
 
     Raises RequestError, naming the field, also when the model's template cannot do tools.
     """
     tools, schemas = read_tools(body.tools)
-    if not calls_allowed(body.tool_choice, schemas.keys()):
-        return [], {}
+    schemas, must = callable_tools(body.tool_choice, schemas)
+    if not schemas:
+        return [], {}, False
     check_tools(server, 'tool_choice "none"')
-    return tools, schemas
+    return tools, schemas, must
 
 
 def chat_variables(server: Server, body: ChatBody) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import RequestError
+from ..grammar.given import spec_of
+from ..grammar.grammar import GrammarSpec
 from ..request import SamplingParams
+from ..text.tools.forced import FORCED, calls_schema
 from ..text.tools.format import Tools
 from .generation import Job
 from .message import Reading
@@ -25,6 +28,7 @@ class Conversation:
     variables: dict[str, Any] = field(default_factory=dict)  # further ones of the template
     opens_answer: bool = True  # the template begins one
     continues: bool = False  # the answer goes on where the last message ends
+    must_call: bool = False  # the answer is calls of these tools and nothing else
     parallel: bool = True  # False: no call after the first is told
     separate_reasoning: bool = True  # False: reasoning stays in the text
     stream_reasoning: bool = True
@@ -43,9 +47,13 @@ async def start_chat(
     ids = await prompt_ids(server, chat)
     if _shows_marks(server, chat):
         params = replace(params, skip_special_tokens=False)
+    if chat.must_call:
+        params = replace(params, grammar=_calls_grammar(chat, params))
     job = Job([ids], [params], id, field="messages", priority=priority, extra_key=extra_key)
+    if chat.must_call:
+        job = replace(job, grammar_field="tools")
     reading = Reading(
-        tool_format=server.formats.tools if chat.schemas else None,
+        tool_format=(FORCED if chat.must_call else server.formats.tools) if chat.schemas else None,
         tools=chat.schemas,
         parallel=chat.parallel,
         # a grammar is of the whole output, which then has no place for reasoning
@@ -54,6 +62,16 @@ async def start_chat(
         stream_reasoning=chat.stream_reasoning,
     )
     return job, reading
+
+
+def _calls_grammar(chat: Conversation, params: SamplingParams) -> GrammarSpec:
+    """What an answer must match that has to call a tool."""
+    if params.grammar is not None:
+        raise RequestError(
+            "tool_choice asks for a call and another field for constrained output; accepted is one of them",
+            "tool_choice",
+        )
+    return spec_of("json_schema", calls_schema(chat.schemas, None if chat.parallel else 1))
 
 
 async def prompt_ids(server: Server, chat: Conversation) -> list[int]:

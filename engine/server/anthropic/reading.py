@@ -11,7 +11,7 @@ from ...text.tools.format import Tools
 from ..conversation import Conversation, check_tools
 from ..openai_common import need_tokenizer
 from ..protocol.base import Body, parse, shorten
-from ..protocol.tools import calls_allowed, read_tools
+from ..protocol.tools import Schemas, callable_tools, read_tools
 from ..state import Server
 from ..thinking import effort_variables, thinking_variables
 from .protocol import (
@@ -39,7 +39,7 @@ def read_conversation(server: Server, body: CountTokensBody) -> Conversation:
     choice = (
         parse(ToolChoice, body.tool_choice, "tool_choice") if body.tool_choice else ToolChoice(type="auto")
     )
-    tools, schemas = _tools(server, body, choice)
+    tools, schemas, must_call = _tools(server, body, choice)
     messages = _messages(server, body)
     goes_on = messages[-1]["role"] == "assistant"
     return Conversation(
@@ -49,7 +49,8 @@ def read_conversation(server: Server, body: CountTokensBody) -> Conversation:
         tools=tools,
         schemas=schemas,
         variables=_variables(server, body),
-        parallel=not choice.disable_parallel_tool_use,
+        must_call=must_call,
+        parallel=not choice.disable_parallel_tool_use and choice.type != "tool",
     )
 
 
@@ -167,7 +168,9 @@ def _told(role: str, blocks: Sequence[tuple[str, Body]], names: dict[str, str]) 
             }
 
 
-def _tools(server: Server, body: CountTokensBody, choice: ToolChoice) -> tuple[list[dict[str, Any]], Tools]:
+def _tools(
+    server: Server, body: CountTokensBody, choice: ToolChoice
+) -> tuple[list[dict[str, Any]], Tools, bool]:
     functions = []
     for index, item in enumerate(body.tools):
         tool = parse(ToolDefinition, item, f"tools[{index}]")
@@ -179,13 +182,14 @@ def _tools(server: Server, body: CountTokensBody, choice: ToolChoice) -> tuple[l
     except RequestError as error:
         path = (error.field or "").replace(".function.parameters", ".input_schema").replace(".function", "")
         raise RequestError(str(error).replace(error.field or "", path, 1), path) from None
-    if not _calls_allowed(choice, schemas):
-        return [], {}
+    schemas, must = _callable_tools(choice, schemas)
+    if not schemas:
+        return [], {}, False
     check_tools(server, 'tool_choice {"type": "none"}')
-    return tools, schemas
+    return tools, schemas, must
 
 
-def _calls_allowed(choice: ToolChoice, schemas: Tools) -> bool:
+def _callable_tools(choice: ToolChoice, schemas: Schemas) -> tuple[Schemas, bool]:
     if choice.type == "tool" and choice.name not in schemas:
         known = ", ".join(sorted(schemas)) or "no names, for there are no tools"
         raise RequestError(
@@ -196,13 +200,11 @@ def _calls_allowed(choice: ToolChoice, schemas: Tools) -> bool:
             f'tool_choice.name is {shorten(choice.name)}; it is accepted only with the type "tool"',
             "tool_choice.name",
         )
-    if choice.type in ("any", "tool"):
-        raise RequestError(
-            f'tool_choice.type is "{choice.type}"; calls that must be made need constrained output, which is'
-            ' not supported yet: accepted are "auto" and "none"',
-            "tool_choice.type",
-        )
-    return calls_allowed(choice.type, schemas.keys())
+    if choice.type == "any" and not schemas:
+        raise RequestError('tool_choice.type is "any"; it is accepted only with tools', "tool_choice.type")
+    if choice.type == "tool":
+        return callable_tools({"type": "function", "function": {"name": choice.name}}, schemas)
+    return callable_tools("required" if choice.type == "any" else choice.type, schemas)
 
 
 def _variables(server: Server, body: CountTokensBody) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def add_messages_routes(app: FastAPI, server: Server) -> None:
         params = _params(server, body)
         chat = read_conversation(server, body)
         job, reading = await start_chat(server, chat, params, f"msg_{uuid.uuid4().hex}")
-        job = replace(job, grammar_field="output_config.format.schema")
+        job = replace(job, grammar_field=job.grammar_field or "output_config.format.schema")
         if body.stream:
             return EventStream(server, _events(server, body, job, reading))
         ((output,),) = await collect(server, request.receive, job)

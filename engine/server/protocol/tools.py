@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
 from ...errors import RequestError
@@ -10,6 +9,8 @@ from .base import Body, parse, shorten
 from .schema import Checked
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+Schemas = dict[str, dict[str, Any]]  # of the parameters, by the tool's name
 
 
 class Function(Body):
@@ -53,13 +54,13 @@ class ToolCall(Body):
     without_effect: ClassVar[frozenset[str]] = frozenset({"index"})  # a stream's, sent back
 
 
-def read_tools(items: list[Any]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def read_tools(items: list[Any]) -> tuple[list[dict[str, Any]], Schemas]:
     """The tools as a chat template takes them, and the JSON schema of each name's parameters.
 
     Raises RequestError naming the tool and field.
     """
     tools: list[dict[str, Any]] = []
-    schemas: dict[str, dict[str, Any]] = {}
+    schemas: Schemas = {}
     for index, item in enumerate(items):
         path = f"tools[{index}].function"
         function = parse(Function, parse(Tool, item, f"tools[{index}]").function, path)
@@ -84,37 +85,34 @@ def read_tools(items: list[Any]) -> tuple[list[dict[str, Any]], dict[str, dict[s
     return tools, schemas
 
 
-def calls_allowed(choice: str | dict[str, Any] | None, names: Collection[str]) -> bool:
-    """Whether `tool_choice` lets the model call one of `names`, by default if there are any.
+def callable_tools(choice: str | dict[str, Any] | None, schemas: Schemas) -> tuple[Schemas, bool]:
+    """Which tools `tool_choice` lets the model call, by default all, and whether one has to be called.
 
     Raises RequestError for what is no choice, or none among these.
     """
     if choice is None or choice == "auto":
-        return bool(names)
+        return schemas, False
     if choice == "none":
-        return False
+        return {}, False
     if isinstance(choice, dict):
         named = parse(Tool, choice, "tool_choice")
         name = parse(NamedFunction, named.function, "tool_choice.function").name
-        if name not in names:
-            known = ", ".join(sorted(names)) or "no names, for there are no tools"
+        if name not in schemas:
+            known = ", ".join(sorted(schemas)) or "no names, for there are no tools"
             raise RequestError(
                 f"tool_choice.function.name is {shorten(name)}; accepted are {known}",
                 "tool_choice.function.name",
             )
-    elif choice != "required":
+        return {name: schemas[name]}, True
+    if choice != "required":
         raise RequestError(
             f'tool_choice is {shorten(choice)}; accepted are "none", "auto", "required" and an object that'
             " names a tool",
             "tool_choice",
         )
-    elif not names:
+    if not schemas:
         raise RequestError('tool_choice is "required"; it is accepted only with tools', "tool_choice")
-    raise RequestError(
-        f"tool_choice is {shorten(choice)}; calls that must be made need constrained output, which is not"
-        ' supported yet: accepted are "auto" and "none"',
-        "tool_choice",
-    )
+    return schemas, True
 
 
 def read_tool_call(item: object, path: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from ...text.tools.format import Tools
 from ..conversation import Conversation, check_tools
 from ..openai_common import need_tokenizer
 from ..protocol.base import Body, parse, shorten
-from ..protocol.tools import calls_allowed, read_tool_call, read_tools
+from ..protocol.tools import callable_tools, read_tool_call, read_tools
 from ..state import Server
 from .protocol import (
     CallItem,
@@ -42,14 +42,15 @@ def read_conversation(server: Server, body: ResponseBody, messages: Sequence[Mes
     """
     if body.text is not None:
         parse(TextOptions, body.text, "text")
-    tools, schemas = _tools(server, body)
+    tools, schemas, must_call = _tools(server, body)
     begin = [{"role": "system", "content": body.instructions}] if body.instructions is not None else []
     return Conversation(
         messages=[*begin, *messages],
         tools=tools,
         schemas=schemas,
         variables=_variables(server, body),
-        parallel=body.parallel_tool_calls,
+        must_call=must_call,
+        parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, dict),
     )
 
 
@@ -131,7 +132,7 @@ def _text(content: str | list[Any], models: dict[str, type[Body]], path: str) ->
     return "\n".join(texts)
 
 
-def _tools(server: Server, body: ResponseBody) -> tuple[list[dict[str, Any]], Tools]:
+def _tools(server: Server, body: ResponseBody) -> tuple[list[dict[str, Any]], Tools, bool]:
     functions = []
     for index, item in enumerate(body.tools):
         tool = _parse(item, {"function": FunctionTool}, f"tools[{index}]")
@@ -143,12 +144,13 @@ def _tools(server: Server, body: ResponseBody) -> tuple[list[dict[str, Any]], To
         choice = {"type": "function", "function": {"name": named.name}}
     try:
         tools, schemas = read_tools(functions)
-        if not calls_allowed(choice, schemas.keys()):
-            return [], {}
+        schemas, must = callable_tools(choice, schemas)
     except RequestError as error:
         raise _renamed(error, ".function", "") from None
+    if not schemas:
+        return [], {}, False
     check_tools(server, 'tool_choice "none"')
-    return tools, schemas
+    return tools, schemas, must
 
 
 def _variables(server: Server, body: ResponseBody) -> dict[str, Any]:

@@ -264,6 +264,43 @@ def function(**fields: Any) -> list[Any]:
     return [{"type": "function", "function": fields}]
 
 
+LIST = '[{"name": "get_weather", "arguments": {"city": "Rome"}}, {"name": "now", "arguments": {}}]'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_that_must_be_made(stream: bool) -> None:
+    """The output is a list of calls, by a grammar of the tools that may be called."""
+    llm = ScriptedLLM(TEMPLATE, LIST)
+    calls = called(ask(llm, tools=TOOLS, tool_choice="required", stream=stream))
+    assert calls == [("get_weather", '{"city": "Rome"}'), ("now", "{}")]
+    llm.script = LIST[: LIST.index("}}") + 2] + "]"
+    one = called(ask(llm, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, stream=stream))
+    named = called(ask(llm, tools=TOOLS, tool_choice=function(name="get_weather")[0], stream=stream))
+    assert one == named == calls[:1]
+    schemas = [json.loads(params.grammar.text) for _, params, *_ in llm.calls]
+    assert [each.get("maxItems") for each in schemas] == [None, 1, 1]
+    assert [len(each["items"]["anyOf"]) for each in schemas] == [2, 2, 1]
+    assert all("TOOLS" in prompt for prompt in llm.prompts)
+
+
+def called(answer: Any) -> list[tuple[str, str]]:
+    """Name and arguments of the calls of an answer, or of its chunks; there is nothing else in it."""
+    if not isinstance(answer, list):
+        (choice,) = answer.choices
+        assert choice.finish_reason == "tool_calls" and not choice.message.content
+        return [(each.function.name, each.function.arguments) for each in choice.message.tool_calls]
+    calls: list[list[str]] = []
+    for chunk in answer:
+        delta = chunk.choices[0].delta
+        assert not delta.content
+        for each in delta.tool_calls or ():
+            if each.index == len(calls):
+                calls.append([each.function.name, ""])
+            calls[each.index][1] += each.function.arguments or ""
+    assert answer[-1].choices[0].finish_reason == "tool_calls"
+    return [(name, arguments) for name, arguments in calls]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -282,9 +319,8 @@ def function(**fields: Any) -> list[Any]:
         ({"tools": function(name="f", strict=True)}, "tools[0].function.strict"),
         ({"tools": function(name="f", color="red")}, "tools[0].function.color"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": function(name="now")[0]}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "required", "extra_body": {"regex": "a"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": function(name="then")[0]}, "tool_choice.function.name"),
         ({"tool_choice": function(name="now")[0]}, "tool_choice.function.name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function"),

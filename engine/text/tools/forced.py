@@ -1,0 +1,63 @@
+"""Calls that have to be made: a JSON list of {"name", "arguments"}, however the model writes its own.
+
+The output is held to a schema of that list, made of the tools' schemas: so it is a call, of a tool that
+may be called, with arguments that fit.
+"""
+
+from typing import Any
+
+from ..json_reader import next_char
+from ..parser import Malformed, Source, Steps
+from .format import ToolFormat, Tools, read_calls, read_json_call
+
+
+def calls_schema(tools: Tools, most: int | None) -> dict[str, Any]:
+    """The JSON schema of a list of one to `most` calls of `tools`; None is no bound."""
+    calls = [_call_schema(name, tools[name], f"#/items/anyOf/{index}") for index, name in enumerate(tools)]
+    bound = {} if most is None else {"maxItems": most}
+    return {"type": "array", "minItems": 1, **bound, "items": {"anyOf": calls}}
+
+
+def _call_schema(name: str, parameters: Any, place: str) -> dict[str, Any]:
+    arguments = {"type": "object", **parameters}
+    if not parameters:  # no parameters are known, so there are none
+        arguments["additionalProperties"] = False
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": name},
+            "arguments": _moved(arguments, f"{place}/properties/arguments"),
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema whose references begin at `place`, where its root has come to lie."""
+    if isinstance(schema, list):
+        return [_moved(each, place) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _moved(value, place) for key, value in schema.items()}
+    target = schema.get("$ref")
+    if isinstance(target, str) and target.startswith("#"):
+        moved["$ref"] = place + target[1:]
+    return moved
+
+
+def _read(source: Source, tools: Tools) -> Steps[None]:
+    def calls(mark: str) -> Steps[None]:
+        while True:
+            yield from read_json_call(source, tools)
+            char = yield from next_char(source)
+            if char not in ",]":
+                raise Malformed
+            source.at += 1
+            if char == "]":
+                return
+
+    yield from read_calls(source, ("[",), calls)
+
+
+FORCED = ToolFormat("forced", _read, (), ())
