@@ -73,12 +73,13 @@ def table(done: Sequence[Compilation], seconds: float, hits: int) -> Iterator[st
 
 
 def _name(shape: Shape) -> str:
+    tokens = "1 token" if shape.tokens == 1 else f"{shape.tokens} tokens"
     match shape.part:
         case Part.FORWARD:
-            return f"{shape.tokens} tokens, up to the logits"
+            return f"{tokens}, up to the logits"
         case Part.SAMPLE:
-            return f"{shape.tokens} tokens from logits and masks"
-    return f"{shape.tokens} tokens" + ", logprobs or penalties" * shape.full
+            return f"{tokens} from logits and masks"
+    return tokens + ", logprobs or penalties" * shape.full
 
 
 def use_compilation_cache(config: EngineConfig, folder: Path) -> Choice:
