@@ -34,7 +34,9 @@ def test_every_shape_is_compiled_and_told(capsys: pytest.CaptureFixture[str]) ->
     assert [float(steps[shape](jnp.ones(shape.tokens)).sum()) for shape in shapes] == [1, 64, 64]
     said = capsys.readouterr().err
     lines = said[said.index("radixmesh") :].splitlines()  # the progress bar comes first
-    assert re.fullmatch(r"radixmesh: compiled 3 steps in [\d.]+ s, [0-3] of them found in the cache", lines[0])
+    assert re.fullmatch(
+        r"radixmesh: compiled 3 steps in [\d.]+ s, [0-3] of them found in the cache", lines[0]
+    )
     assert [line.split()[:2] for line in lines[2:5]] == [["1", "token"], ["8", "tokens"], ["8", "tokens,"]]
     assert lines[5].split()[0] == "all" and len(lines) == 6
 
