@@ -39,8 +39,8 @@ def test_what_may_come_next_is_what_some_word_has_next(library: Library, pattern
 
 
 def test_outlines_loses_ways_on_from_where_a_word_may_end() -> None:
-    """A fault of outlines-core 0.2 that docs/structured-output.md tells of. Once this fails, it is mended: then
-    outlines belongs to the libraries above, and the sentence goes."""
+    """A fault of outlines-core 0.2 that docs/structured-output.md tells of. Once this fails it is mended:
+    then outlines belongs to the libraries above, and the sentence goes."""
     library = load_library(EngineConfig(grammar_backend="outlines"), BYTES)
     matcher = library.compile(GrammarSpec("regex", "b(ac)?")).matcher()
     assert allowed(after(matcher, "b"), len(BYTES)) == [IM_END]
