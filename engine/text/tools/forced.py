@@ -6,9 +6,8 @@ may be called, with arguments that fit.
 
 from typing import Any
 
-from ..json_reader import next_char
-from ..parser import Malformed, Source, Steps
-from .format import ToolFormat, Tools, read_calls, read_json_call
+from ..parser import Source, Steps
+from .format import ToolFormat, Tools, read_calls, read_json_calls
 
 
 def calls_schema(tools: Tools, most: int | None) -> dict[str, Any]:
@@ -48,14 +47,7 @@ def _moved(schema: Any, place: str) -> Any:
 
 def _read(source: Source, tools: Tools) -> Steps[None]:
     def calls(mark: str) -> Steps[None]:
-        while True:
-            yield from read_json_call(source, tools)
-            char = yield from next_char(source)
-            if char not in ",]":
-                raise Malformed
-            source.at += 1
-            if char == "]":
-                return
+        yield from read_json_calls(source, tools)
 
     yield from read_calls(source, ("[",), calls)
 

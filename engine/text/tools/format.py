@@ -134,6 +134,18 @@ def read_json_call(source: Source, tools: Tools) -> Steps[None]:
     yield from _rest_of_object(source)
 
 
+def read_json_calls(source: Source, tools: Tools) -> Steps[None]:
+    """The calls of a JSON list, whose bracket is read, up to and with its end."""
+    while True:
+        yield from read_json_call(source, tools)
+        char = yield from next_char(source)
+        if char not in ",]":
+            raise Malformed
+        source.at += 1
+        if char == "]":
+            return
+
+
 def whole_call(source: Source, name: str, arguments: str) -> Steps[None]:
     """The three events of a call that was read as a whole."""
     source.tell()

@@ -5,8 +5,8 @@ import secrets
 import string
 
 from ..json_reader import next_char
-from ..parser import Malformed, Source, Steps
-from .format import NAME, ToolFormat, Tools, check_name, read_arguments, read_calls, read_json_call
+from ..parser import Source, Steps
+from .format import NAME, ToolFormat, Tools, check_name, read_arguments, read_calls, read_json_calls
 
 _CALLS, _ID, _ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _ID_CHARS = re.compile(r"[A-Za-z0-9]*")
@@ -15,7 +15,8 @@ _ID_CHARS = re.compile(r"[A-Za-z0-9]*")
 def _read(source: Source, tools: Tools) -> Steps[None]:
     def call(mark: str) -> Steps[None]:
         if (yield from next_char(source)) == "[":
-            yield from _list(source, tools)
+            source.at += 1
+            yield from read_json_calls(source, tools)
             return
         name = check_name(tools, (yield from source.run(NAME)))
         if (yield from source.mark(_ID)):
@@ -24,18 +25,6 @@ def _read(source: Source, tools: Tools) -> Steps[None]:
         yield from read_arguments(source, name)
 
     yield from read_calls(source, (_CALLS,), call)
-
-
-def _list(source: Source, tools: Tools) -> Steps[None]:
-    source.at += 1
-    while True:
-        yield from read_json_call(source, tools)
-        char = yield from next_char(source)
-        if char not in ",]":
-            raise Malformed
-        source.at += 1
-        if char == "]":
-            return
 
 
 def _new_id() -> str:
