@@ -333,11 +333,15 @@ class Scheduler:
                 request.num_foreseen -= 1
                 continue
             request.num_in_flight -= 1
-            try:
-                taken = self._take(request, token)
-            except GrammarError as error:
-                self._end_with_error(request, str(error))
-                continue
+            self._append(request, token)
+            taken = [token]
+            if request.matcher is not None and not request.finished:
+                try:
+                    accept(request, token)
+                    taken += self._jump(request)
+                except GrammarError as error:
+                    self._end_with_error(request, str(error))
+                    continue
             count += len(taken)
             output = TokenOutput.of(request, taken)
             if with_logprobs and request.params.logprobs is not None:
@@ -360,14 +364,6 @@ class Scheduler:
         for request, error in failed:
             self._end_with_error(request, error)
         return masks
-
-    def _take(self, request: Request, token: int) -> list[int]:
-        """Append a sampled token, and those that have to follow it; returns them. Raises GrammarError."""
-        self._append(request, token)
-        if request.matcher is None or request.finished:
-            return [token]
-        accept(request, token)
-        return [token, *self._jump(request)]
 
     def _append(self, request: Request, token: int) -> None:
         """Append a token, which may be the last."""
