@@ -86,12 +86,24 @@ def seconds(calls: list[Callable[[], Any]], replays: int = 15) -> float:
 
 
 def ceilings() -> Ceilings:
-    """Measure them."""
+    """Measure them, without a graph, in which a copy is slower."""
     source = torch.empty(2 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    copy = 2 * source.numel() / seconds([lambda: target.copy_(source)])
+    copy = 2 * source.numel() / _eager_seconds(lambda: target.copy_(source))
     a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
-    return Ceilings(copy, 2 * 8192**3 / seconds([lambda: a @ b]))
+    return Ceilings(copy, 2 * 8192**3 / _eager_seconds(lambda: a @ b))
+
+
+def _eager_seconds(call: Callable[[], Any], repeats: int = 10) -> float:
+    for _ in range(3):
+        call()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / repeats
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -244,7 +256,8 @@ class Small(NamedTuple):
 def small_kernels(shape: Shape, tokens: int, sets: int) -> list[Small]:
     """Norms and gate."""
     bf16 = {"dtype": torch.bfloat16, "device": DEVICE}
-    x, residual = torch.randn(2, sets, tokens, shape.hidden, **bf16)
+    x = torch.randn(sets, tokens, shape.hidden, **bf16)
+    residual = torch.zeros(2, sets, tokens, shape.hidden, **bf16)  # the kernel's and the twin's
     weight = torch.randn(shape.hidden, **bf16)
     gates = torch.randn(sets, tokens, 2 * shape.mlp, **bf16)
     size = tokens * shape.hidden * 2
@@ -254,9 +267,9 @@ def small_kernels(shape: Shape, tokens: int, sets: int) -> list[Small]:
             lambda i: norm_twin.rms_norm(x[i], weight, 1e-6),
         ),
         Small(
-            "addition and RMSNorm", 4 * size,
-            lambda i: norm.add_rms_norm(x[i], residual[i], weight, 1e-6)[0],
-            lambda i: norm_twin.add_rms_norm(x[i], residual[i], weight, 1e-6)[0],
+            "RMSNorm onto a residual", 3 * size,
+            lambda i: norm.rms_norm(x[i], weight, 1e-6, onto=residual[0][i]),
+            lambda i: norm_twin.rms_norm(x[i], weight, 1e-6, onto=residual[1][i]),
         ),
         Small(
             "gate", 3 * tokens * shape.mlp * 2, lambda i: gate.gated_activation(gates[i], "silu"),
@@ -331,21 +344,24 @@ def run_sampling(shape: Shape, ceiling: Ceilings) -> None:
 
 def sweep(shape: Shape, page_size: int, dtype: torch.dtype) -> None:
     """The fastest sizes of attention, by the sum of what each takes over a few cases relative to the best."""
-    lengths = [[(1, 1088)] * count for count in (1, 32, 128)] + [[(1, 8192)] * 32]
     grid = [
         attention.DecodeSizes(*each)
-        for each in itertools.product((32, 64, 128), (1, 2, 3, 4), (4, 8), (5, 7, 9))
+        for each in itertools.product((32, 64, 128), (1, 2, 3, 4), (2, 4, 8), (5, 7, 9), (1, 2))
     ]
-    best("decode", grid, [batch(shape, each, page_size, dtype) for each in lengths], shape, dtype)
+    cases = {16: [(1, 1088), (8, 1088)], 64: [(32, 1088), (32, 8192)], 256: [(128, 1088)]}
+    for lanes, counts in cases.items():
+        batches = [batch(shape, [(1, keys)] * rows, page_size, dtype) for rows, keys in counts]
+        best("decode", grid, batches, {"head_dim": shape.head_dim, "kv_bytes": dtype.itemsize, "rows": lanes})
     chunks = [[(8128, 8128)], [(512, 512)] * 16, [(2048, 8192)]]
     tiles = itertools.product((64, 128), (32, 64, 128), (4, 8), (3, 5))
     best(
         "prefill", [attention.PrefillSizes(*each) for each in tiles],
-        [batch(shape, each, page_size, dtype) for each in chunks], shape, dtype,
+        [batch(shape, each, page_size, dtype) for each in chunks],
+        {"head_dim": shape.head_dim, "kv_bytes": dtype.itemsize},
     )  # fmt: skip
 
 
-def best(kind: str, grid: list[Any], batches: list[Batch], shape: Shape, dtype: torch.dtype) -> None:
+def best(kind: str, grid: list[Any], batches: list[Batch], case: dict[str, int]) -> None:
     """Try all sizes and print an entry for the tuning table."""
     taken: dict[Any, list[float]] = {}
     for sizes in grid:
@@ -360,7 +376,7 @@ def best(kind: str, grid: list[Any], batches: list[Batch], shape: Shape, dtype: 
     least = [min(column) for column in zip(*taken.values(), strict=True)]
     score = {sizes: sum(t / low for t, low in zip(each, least, strict=True)) for sizes, each in taken.items()}
     for sizes in sorted(score, key=lambda each: score[each])[:5]:
-        entry = {"head_dim": shape.head_dim, "kv_bytes": dtype.itemsize, **sizes._asdict()}
+        entry = case | sizes._asdict()
         print(f"{kind}_attention {score[sizes] / len(least):.3f} {json.dumps(entry)}", flush=True)
 
 

@@ -38,6 +38,11 @@ class Target(NamedTuple):
         return self.architecture not in ("sm_70", "sm_75", "sm_80", "sm_86", "sm_87", "gfx908", "gfx90a")
 
     @property
+    def overlaps(self) -> bool:
+        """Whether a kernel can start before the one that it follows has ended."""
+        return self.architecture.startswith("sm_") and int(self.architecture[3:]) >= 90
+
+    @property
     def is_amd(self) -> bool:
         return self.architecture.startswith("gfx")
 

@@ -28,11 +28,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from radixmesh.kernels.gated_activation.triton import gated_activation  # noqa: E402
+from radixmesh.kernels.linear import triton as linear  # noqa: E402
+from radixmesh.kernels.linear.torch_ref import Norm  # noqa: E402
 from radixmesh.kernels.paged_attention import triton as attention  # noqa: E402
 from radixmesh.kernels.paged_attention.rows import RaggedRows  # noqa: E402
-from radixmesh.kernels.rms_norm.triton import add_rms_norm, rms_norm  # noqa: E402
+from radixmesh.kernels.rms_norm import triton as rms_norm  # noqa: E402
+from radixmesh.kernels.rope_kv_write import triton as rope  # noqa: E402
 from radixmesh.kernels.rope_kv_write.torch_ref import HeadNorms  # noqa: E402
-from radixmesh.kernels.rope_kv_write.triton import rope_and_write  # noqa: E402
 from radixmesh.kernels.sampling.triton import choose_tokens  # noqa: E402
 from radixmesh.kernels.tuning import Target  # noqa: E402
 
@@ -80,7 +82,8 @@ def launches(architecture: str) -> list[Launch]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(JITFunction, "run", record))
-        stack.enter_context(patch.object(attention, "target_of", lambda device: target))
+        for module in (attention, linear, rms_norm, rope):
+            stack.enter_context(patch.object(module, "target_of", lambda device: target))
         for case, call in _cases(target.converts_float8):  # noqa: B007 (`record` reads case)
             call()
     return found
@@ -109,14 +112,21 @@ def _cases(float8: bool) -> Iterator[tuple[str, Any]]:
         table, words = torch.empty(4096, 128), torch.zeros(64, dtype=torch.int32)
         norms = HeadNorms(torch.empty(128, dtype=bf16), torch.empty(128, dtype=bf16), 1e-6, 0.0)
         pages = torch.empty(128, 8, 64, 256).to(pool)
-        rope_and_write(q, k, v, table, words, pages, words, norms=norms)
+        rope.rope_and_write(q, k, v, table, words, pages, words, norms=norms)
 
     yield "rope and KV write, normed heads", lambda: write(bf16)
     if float8:
         yield "rope and KV write, float8 pool", lambda: write(torch.float8_e4m3fn)
     x, weight = torch.empty(64, 4096, dtype=bf16), torch.empty(4096, dtype=bf16)
-    yield "RMSNorm of 4096", lambda: rms_norm(x, weight, 1e-6)
-    yield "addition and RMSNorm of 4096", lambda: add_rms_norm(x, x, weight, 1e-6)
+    yield "RMSNorm of 4096", lambda: rms_norm.rms_norm(x, weight, 1e-6)
+    yield "RMSNorm of 4096, added to a residual", lambda: rms_norm.rms_norm(x, weight, 1e-6, onto=x)
+    few, more, norm = torch.empty(16, 4096, dtype=bf16), torch.empty(32, 4096, dtype=bf16), Norm(weight, 1e-6)
+    qkv, gate_up = torch.empty(6144, 4096, dtype=bf16), torch.empty(28672, 4096, dtype=bf16)
+    wide, down = torch.empty(16, 14336, dtype=bf16), torch.empty(4096, 14336, dtype=bf16)
+    yield "q, k and v of 16 rows", lambda: linear.linear(few, qkv, norm=norm)
+    yield "gated MLP of 16 rows", lambda: linear.linear(few, gate_up, norm=norm, gate="silu")
+    yield "gated MLP of 32 rows", lambda: linear.linear(more, gate_up, norm=norm, gate="silu")
+    yield "last product of 16 rows", lambda: linear.linear(wide, down, onto=few)
     yield "gate, silu", lambda: gated_activation(torch.empty(64, 28672, dtype=bf16), "silu")
     yield "gate, gelu", lambda: gated_activation(torch.empty(64, 28672, dtype=bf16), "gelu_tanh")
     numbers, words = torch.empty(64), torch.zeros(64, dtype=torch.int32)

@@ -1,7 +1,7 @@
 """The decoder in PyTorch, driven by a `ModelSpec`: one file for every dense family.
 
-Plain functions of tensors, without autograd. The residual stream and the norm that reads it are one
-operation, so a layer takes its input normed and hands the next one what to add.
+Plain functions of tensors, without autograd. What goes from sublayer to sublayer is the residual stream; the
+norm that reads it and the addition to it belong to the products at either end of a sublayer.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.linear.torch_ref import Norm
 from ...kernels.rope_kv_write.torch_ref import HeadNorms
 from ..models.rope import inverse_frequencies
 from ..models.spec import LayerSpec, ModelSpec, RopeSpec
@@ -48,17 +49,16 @@ class Decoder:
         residual = F.embedding(tokens, outer["embed"])
         if self._embedding_scale != 1:
             residual *= self._embedding_scale
-        layers = self._weights.layers
         pages_a_layer = kv_pages.shape[0] // spec.num_layers
-        x = operations.rms_norm(residual, layers[0]["attn_norm"], spec.norm_eps, spec.norm_offset)
-        for index, (layer, weights) in enumerate(zip(spec.layers, layers, strict=True)):
-            x = self._attention(layer, weights, x, batch, kv_pages, index * pages_a_layer)
-            x, residual = self._add(weights, "attn", x, residual, weights["mlp_norm"])
-            x = self._mlp(weights, x)
-            last = index + 1 == spec.num_layers
-            following = outer["final_norm"] if last else layers[index + 1]["attn_norm"]
-            x, residual = self._add(weights, "mlp", x, residual, following)
-        return x
+        for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
+            x = self._attention(layer, weights, residual, batch, kv_pages, index * pages_a_layer)
+            residual = self._add(weights, "attn", "o", x, residual)
+            x = operations.linear(
+                residual, weights["gate_up"], weights.get("gate_up_bias"),
+                norm=self._norm(weights["mlp_norm"]), gate=spec.activation,
+            )  # fmt: skip
+            residual = self._add(weights, "mlp", "down", x, residual)
+        return operations.rms_norm(residual, *self._norm(outer["final_norm"]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocab] of hidden states [n, embed], in their dtype."""
@@ -66,24 +66,29 @@ class Decoder:
         cap = self._spec.logits_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _add(
-        self, weights: Layer, sublayer: str, y: Tensor, residual: Tensor, following: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Add a sublayer's output y; returns the sum as the norm `following` leaves it, and the sum."""
-        spec = self._spec
-        if spec.norm_placement == "sandwich":
-            y = self._operations.rms_norm(
-                y, weights[f"post_{sublayer}_norm"], spec.norm_eps, spec.norm_offset
-            )
-        return self._operations.add_rms_norm(y, residual, following, spec.norm_eps, spec.norm_offset)
+    def _norm(self, weight: Tensor) -> Norm:
+        return Norm(weight, self._spec.norm_eps, self._spec.norm_offset)
+
+    def _add(self, weights: Layer, sublayer: str, last: str, x: Tensor, residual: Tensor) -> Tensor:
+        """The residual and, added to it, the product of x [T, ...] with a sublayer's last matrix."""
+        operations, matrix, bias = self._operations, weights[last], weights.get(f"{last}_bias")
+        if self._spec.norm_placement == "sandwich":
+            y = self._ranks.sum(operations.linear(x, matrix, bias))
+            return operations.rms_norm(y, *self._norm(weights[f"post_{sublayer}_norm"]), onto=residual)
+        if self._ranks.rank == 0:  # one of them brings the residual into the sum
+            return self._ranks.sum(operations.linear(x, matrix, bias, onto=residual))
+        return self._ranks.sum(operations.linear(x, matrix, bias))
 
     def _attention(
-        self, layer: LayerSpec, weights: Layer, x: Tensor, batch: ForwardBatch, kv_pages: Tensor,
+        self, layer: LayerSpec, weights: Layer, residual: Tensor, batch: ForwardBatch, kv_pages: Tensor,
         first_page: int,
     ) -> Tensor:  # fmt: skip
+        """What the heads attend to [T, heads * head_dim], before the matrix that joins them."""
         spec, operations = self._spec, self._operations
         heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        qkv = F.linear(x, weights["qkv"], weights.get("qkv_bias"))
+        qkv = operations.linear(
+            residual, weights["qkv"], weights.get("qkv_bias"), norm=self._norm(weights["attn_norm"])
+        )
         q, k, v = qkv.unflatten(1, (-1, spec.head_dim)).split(heads, dim=1)
         norms = None
         if spec.qk_norm:
@@ -96,12 +101,7 @@ class Decoder:
             q, kv_pages, batch.rows, first_page=first_page, scale=spec.attention_scale,
             window=layer.window, soft_cap=spec.attention_soft_cap,
         )  # fmt: skip
-        return self._ranks.sum(F.linear(attended.flatten(1), weights["o"], weights.get("o_bias")))
-
-    def _mlp(self, weights: Layer, x: Tensor) -> Tensor:
-        gate_up = F.linear(x, weights["gate_up"], weights.get("gate_up_bias"))
-        y = self._operations.gated_activation(gate_up, self._spec.activation)
-        return self._ranks.sum(F.linear(y, weights["down"], weights.get("down_bias")))
+        return attended.flatten(1)
 
 
 def _rope_table(rope: RopeSpec, head_dim: int, context: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.gated_activation import torch_ref as gated_activation
+from ...kernels.linear import torch_ref as linear
 from ...kernels.paged_attention import torch_ref as paged_attention
 from ...kernels.rms_norm import torch_ref as rms_norm
 from ...kernels.rope_kv_write import torch_ref as rope_kv_write
@@ -26,8 +26,7 @@ class Operations:
     ragged_paged_attention: Callable[..., Any]
     rope_and_write: Callable[..., Any]
     rms_norm: Callable[..., Any]
-    add_rms_norm: Callable[..., Any]
-    gated_activation: Callable[..., Any]
+    linear: Callable[..., Any]
     greedy: Callable[..., Any]
     choose_tokens: Callable[..., Any]
 
@@ -46,8 +45,7 @@ TWINS = Operations(
     paged_attention.ragged_paged_attention,
     rope_kv_write.rope_and_write,
     rms_norm.rms_norm,
-    rms_norm.add_rms_norm,
-    gated_activation.gated_activation,
+    linear.linear,
     sampling.greedy,
     sampling.choose_tokens,
 )

@@ -37,7 +37,11 @@ def _gate(gate_up, out, stride, SIZE: tl.constexpr, SILU: tl.constexpr, BLOCK: t
     inside = at < SIZE
     gate = tl.load(gate_up + token * stride + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + token * stride + SIZE + at, mask=inside, other=0.0).to(tl.float32)
-    # gelu's tanh as a sigmoid: (1 + tanh(y)) / 2 = sigmoid(2 y)
+    tl.store(out + token * SIZE + at, (activated(gate, SILU) * up).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def activated(gate, SILU: tl.constexpr):
+    """SiLU, or GELU by its tanh, which as a sigmoid is (1 + tanh(y)) / 2 = sigmoid(2 y)."""
     slope = gate if SILU else 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    gated = gate / (1 + tl.exp(-slope)) * up
-    tl.store(out + token * SIZE + at, gated.to(out.dtype.element_ty), mask=inside)
+    return gate / (1 + tl.exp(-slope))

@@ -1,12 +1,11 @@
 """Ragged paged attention in Triton: a launch for the decode rows and one for the prefill chunks.
 
-Decode is bound by memory, so its work is cut by bytes: all tiles of keys of all rows and heads stand in
-one line, and each program takes an equal share of it, whatever the rows' lengths (the "stream-K" cut of
-Osama et al. 2023, applied to the split softmax of flash-decoding, Dao et al. 2023). A (row, head) that
-several programs share is put together by the one that finishes last. Lengths are read on the device, so
-that a captured graph serves any. Prefill tiles run FlashAttention's loop (Dao 2023), masking only where
-the diagonal or a window's edge passes. In both, the query heads of one KV head stand side by side as
-rows of the matrix product, so that a key is read once for its group.
+Decode is bound by memory, so its work is cut by bytes: all tiles of keys of all rows and heads stand in one
+line, and each program takes an equal share of it, whatever the rows' lengths (the "stream-K" cut of Osama et
+al. 2023, for the split softmax of flash-decoding, Dao et al. 2023). A (row, head) that several programs
+share is put together by the one that finishes last. Lengths are read on the device, so that a captured graph
+serves any. Prefill tiles run FlashAttention's loop (Dao 2023), masking only where the diagonal or a window's
+edge passes. In both, a KV head's query heads are rows of one product: a key is read once for them all.
 """
 
 from functools import cache
@@ -17,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..overlap import ask_for, overlapped, wait_for_previous
 from ..tuning import OPTIONS, Target, measured, target_of
 from .rows import RaggedRows
 
@@ -31,6 +31,7 @@ class DecodeSizes(NamedTuple):
     programs: int  # on each core
     num_warps: int
     num_stages: int
+    least: int = 1  # tiles that one program takes
 
 
 class PrefillSizes(NamedTuple):
@@ -42,16 +43,18 @@ class PrefillSizes(NamedTuple):
     num_stages: int
 
 
-def decode_sizes(target: Target, head_dim: int, kv_bytes: int) -> DecodeSizes:
-    """As measured, else two programs a core, which fit side by side on every one of them, with as many
-    bytes on their way as its shared memory holds."""
-    found = measured(target, "decode_attention", head_dim=head_dim, kv_bytes=kv_bytes)
+def decode_sizes(target: Target, head_dim: int, kv_bytes: int, rows: int) -> DecodeSizes:
+    """As measured, else two programs a core, which fit side by side, with as many bytes on their way as its
+    shared memory holds; for few rows small programs, whose warps wait less for each other."""
+    found = measured(target, "decode_attention", head_dim=head_dim, kv_bytes=kv_bytes, rows=rows)
     if found:
         return DecodeSizes(**found)
     ahead = 1 if target.is_amd else 3  # tiles; AMD keeps them in registers
     tile_bytes = min(32 << 10, target.shared_bytes // 2 // (ahead + 0.5))
     # of more keys, two programs' registers would not fit into an AMD core, and the second would wait
     tile = _power_of_two_within(int(tile_bytes) // (2 * head_dim * kv_bytes), 16, 32 if target.is_amd else 64)
+    if rows <= 16:
+        return DecodeSizes(min(tile, 32), programs=2, num_warps=2, num_stages=_stages(min(ahead, 2)), least=2)
     return DecodeSizes(tile, programs=2, num_warps=4, num_stages=_stages(ahead))
 
 
@@ -155,16 +158,18 @@ def _launch_decode(
     q: Tensor, kv_pages: Tensor, out: Tensor, sinks: Tensor, rows: RaggedRows, layer: dict[str, Any]
 ) -> None:
     target = target_of(q.device)
-    sizes = decode_sizes(target, q.shape[2], kv_pages.element_size())
-    programs = sizes.programs * target.cores
     lanes = _lanes(rows.num_decode_rows)
+    sizes = decode_sizes(target, q.shape[2], kv_pages.element_size(), lanes)
+    programs = sizes.programs * target.cores
     group = triton.next_power_of_2(layer["GROUP"])
+    registers = 4096 * sizes.num_warps  # for the parts that one turn of combining reads
     scratch = _scratch(q.device, programs, group * layer["DIM_PAD"], group, lanes * layer["KV_HEADS"])
     _decode[(programs,)](
         q, kv_pages, out, sinks, *scratch, rows.kv_lens, rows.page_indices, rows.page_offsets,
         num_rows=rows.num_decode_rows, **layer, ROWS=lanes, PROGRAMS=programs, GROUP_PAD=group,
-        QUERY_ROWS=max(16, group), PARTS=_power_of_two_within(8192 // (group * layer["DIM_PAD"]), 1, 32),
-        TILE=sizes.tile, num_warps=sizes.num_warps, num_stages=sizes.num_stages, **OPTIONS,
+        QUERY_ROWS=max(16, group), PARTS=_power_of_two_within(registers // (group * layer["DIM_PAD"]), 1, 32),
+        TILE=sizes.tile, LEAST=sizes.least, num_warps=sizes.num_warps, num_stages=sizes.num_stages,
+        **overlapped(target), **OPTIONS,
     )  # fmt: skip
 
 
@@ -232,6 +237,21 @@ def _load_tile(
 
 
 @triton.jit
+def _ask_for_tile(
+    kv, page_indices, table, head, start, length, first_page,
+    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """What `_load_tile` will load, into the L2 cache: this step's own key may not be written yet."""
+    each: tl.constexpr = 1024 // kv.dtype.element_ty.primitive_bitwidth  # elements of a line
+    at = start + tl.arange(0, TILE)
+    page = tl.load(page_indices + table + at // PAGE_SIZE, mask=at < length, other=0)
+    line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + at % PAGE_SIZE
+    lines = tl.minimum(tl.arange(0, tl.constexpr(max(1, 2 * DIM_PAD // each))) * each, 2 * HEAD_DIM - 1)
+    ask_for(kv + line.to(tl.int64)[:, None] * (2 * HEAD_DIM) + lines[None, :], True)
+
+
+@triton.jit
 def _scores(q, keys, inner, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr):
     """q @ keys, which `factor` makes exponents of 2."""
     scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
@@ -275,7 +295,7 @@ def _decode(
     SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, PROGRAMS: tl.constexpr, GROUP_PAD: tl.constexpr, QUERY_ROWS: tl.constexpr,
-    PARTS: tl.constexpr, TILE: tl.constexpr,
+    PARTS: tl.constexpr, TILE: tl.constexpr, LEAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program's share of all (row, head, tile) of the decode rows, taken in that order."""
     program = tl.program_id(0)
@@ -285,7 +305,7 @@ def _decode(
     tiles = tl.cdiv(lengths, TILE) - first_tiles
     ends = tl.cumsum(tiles, 0)
     all_tiles = tl.sum(tiles, 0) * KV_HEADS
-    share = tl.cdiv(all_tiles, PROGRAMS)
+    share = tl.maximum(tl.cdiv(all_tiles, PROGRAMS), LEAST)
     at = program * share
     stop = tl.minimum(at + share, all_tiles)
     while at < stop:
@@ -297,9 +317,16 @@ def _decode(
         start = row_start + head * row_tiles
         segment_end = tl.minimum(stop, start + row_tiles)
         tile = first_tile + at - start
+        table = tl.load(page_offsets + row)
+        length = tl.load(kv_lens + row)
+        if OVERLAP:
+            _ask_for_tile(
+                kv, page_indices, table, head, tile * TILE, length, first_page, KV_HEADS, HEAD_DIM,
+                DIM_PAD, PAGE_SIZE, TILE,
+            )  # fmt: skip
+        wait_for_previous(OVERLAP)
         top, total, acc = _decode_segment(
-            q, kv, sinks, page_indices, tl.load(page_offsets + row), row, head,
-            tl.load(kv_lens + row), tile, tile + segment_end - at, at == start,
+            q, kv, sinks, page_indices, table, row, head, length, tile, tile + segment_end - at, at == start,
             first_page, window, inner, factor, q_stride, SOFT_CAP, SINKS, KV_HEADS, GROUP, HEAD_DIM,
             DIM_PAD, PAGE_SIZE, PRECISION, QUERY_ROWS, TILE,
         )  # fmt: skip
@@ -308,9 +335,8 @@ def _decode(
             heads = tl.arange(0, QUERY_ROWS)
             dims = tl.arange(0, DIM_PAD)
             live = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-            attended = acc / total[:, None] * v_scale
-            to = place + heads[:, None] * HEAD_DIM + dims[None, :]
-            tl.store(to, attended.to(out.dtype.element_ty), mask=live)
+            attended = (acc / total[:, None] * v_scale).to(out.dtype.element_ty)
+            tl.store(place + heads[:, None] * HEAD_DIM + dims[None, :], attended, mask=live)
         else:
             part = 2 * program + (at != program * share).to(tl.int32)
             _leave(partials, softmaxes, part, top, total, acc, DIM_PAD, GROUP_PAD, QUERY_ROWS)
@@ -374,12 +400,11 @@ def _combine(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, GROUP_PAD: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Put together the parts that programs up to `last` left of the (row, head) that begins at `start`."""
+    """Put together what programs up to `last` left of the (row, head) that begins at `start`."""
     heads = tl.arange(0, GROUP_PAD)
     dims = tl.arange(0, DIM_PAD)
     top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_PAD], tl.float32)
-    acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    total, acc = tl.zeros([GROUP_PAD], tl.float32), tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
     for first in range(start // share, last + 1, PARTS):
         program = first + tl.arange(0, PARTS)
         live = program <= last
@@ -396,9 +421,9 @@ def _combine(
         acc = acc * fade[:, None] + tl.sum(parts * weights[:, :, None], 0)
         top = new_top
     attended = acc / total[:, None] * v_scale
-    mask = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    to = place + heads[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(to, attended.to(place.dtype.element_ty), mask=mask)
+    live = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    attended = attended.to(place.dtype.element_ty)
+    tl.store(place + heads[:, None] * HEAD_DIM + dims[None, :], attended, mask=live)
 
 
 @triton.jit(do_not_specialize=["first_row", "num_rows", "first_page", "window"])

@@ -4,19 +4,15 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, *, onto: Tensor | None = None
+) -> Tensor:
     """x over the root of its mean square, times (offset + weight). Zhang & Sennrich 2019.
 
-    x: [..., size]; weight: [size]. The result has x's shape and dtype.
+    x: [..., size]; weight: [size]. The result has x's shape and dtype. What is added `onto` a residual of
+    x's shape is added in its place, and the residual returned.
     """
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * (offset + weight.float())).to(x.dtype)
-
-
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """(norm of x + residual, x + residual), all [tokens, size]. Either may lie where an argument lay."""
-    residual = x + residual
-    return rms_norm(residual, weight, eps, offset), residual
+    normed = (wide * scale * (offset + weight.float())).to(x.dtype)
+    return normed if onto is None else onto.add_(normed)

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import OPTIONS
+from ..overlap import let_next_start, overlapped, wait_for_previous
+from ..tuning import OPTIONS, target_of
 from .torch_ref import HeadNorms
 
 _HEADS = 8  # that one program takes
@@ -44,7 +45,7 @@ def rope_and_write(
         NORM=norms is not None, LIMIT=size == 1, ROUND=not kv_pages.dtype.is_floating_point,
         Q_HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, HALF_PAD=triton.next_power_of_2(head_dim // 2),
         PAGE_SIZE=kv_pages.shape[2], Q_BLOCKS=q_blocks, KV_BLOCKS=kv_blocks, HEADS=_HEADS, num_warps=4,
-        **OPTIONS,
+        **overlapped(target_of(q.device)), **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -93,6 +94,7 @@ def _rope(
     NORM: tl.constexpr, LIMIT: tl.constexpr, ROUND: tl.constexpr, Q_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
     Q_BLOCKS: tl.constexpr, KV_BLOCKS: tl.constexpr, HEADS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Some heads of one token: of q first, then of k, then of v."""
     half: tl.constexpr = HEAD_DIM // 2
@@ -100,12 +102,15 @@ def _rope(
     token = tl.program_id(1).to(tl.int64)
     lines = tl.arange(0, HEADS)
     dims = tl.arange(0, HALF_PAD)[None, :]
+    position = tl.load(positions + token)
+    let_next_start(OVERLAP)  # attention finds its share of the work, and asks for old keys, meanwhile
+    wait_for_previous(OVERLAP)
     if block < Q_BLOCKS:
         heads = (block * HEADS + lines)[:, None]
         inside = (heads < Q_HEADS) & (dims < half)
         first, second = _halves(q + token * q_stride, heads * HEAD_DIM + dims, inside, half)
         first, second = _rotated(
-            first, second, q_norm, cos_sin, tl.load(positions + token), eps, offset, NORM, HEAD_DIM, HALF_PAD
+            first, second, q_norm, cos_sin, position, eps, offset, NORM, HEAD_DIM, HALF_PAD
         )
         to = out + token * (Q_HEADS * HEAD_DIM) + heads * HEAD_DIM + dims
         tl.store(to, first.to(out.dtype.element_ty), mask=inside)
@@ -121,7 +126,7 @@ def _rope(
         if block < Q_BLOCKS + KV_BLOCKS:
             first, second = _halves(k + token * k_stride, heads * HEAD_DIM + dims, inside, half)
             first, second = _rotated(
-                first, second, k_norm, cos_sin, tl.load(positions + token), eps, offset, NORM, HEAD_DIM,
+                first, second, k_norm, cos_sin, position, eps, offset, NORM, HEAD_DIM,
                 HALF_PAD,
             )  # fmt: skip
             tl.store(keys, _stored(first, k_inverse, limit, LIMIT, ROUND, dtype), mask=inside)

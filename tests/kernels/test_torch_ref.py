@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from radixmesh.kernels.gated_activation.torch_ref import gated_activation
+from radixmesh.kernels.linear.torch_ref import Norm, linear
 from radixmesh.kernels.paged_attention import reference
 from radixmesh.kernels.paged_attention.torch_ref import ragged_paged_attention
-from radixmesh.kernels.rms_norm.torch_ref import add_rms_norm, rms_norm
+from radixmesh.kernels.rms_norm.torch_ref import rms_norm
 from radixmesh.kernels.rope_kv_write.torch_ref import HeadNorms, rope_and_write
 from radixmesh.kernels.sampling.torch_ref import choose_tokens, gumbel_noise
 from tests.kernels.test_paged_attention import BATCHES, ragged_case
@@ -89,12 +90,11 @@ def test_rope_and_write(normed, dtype, scale):
 
 def test_norms_and_gates():
     x, residual, weight = draw(7, 24), draw(7, 24), draw(24)
-    normed, total = add_rms_norm(t(x), t(residual), t(weight), 1e-2, 1.0)
-    want = x + residual
-    np.testing.assert_allclose(total.numpy(), want)
-    want = want / np.sqrt((want * want).mean(-1, keepdims=True) + 1e-2) * (1 + weight)
-    np.testing.assert_allclose(normed.numpy(), want, atol=1e-5)
-    np.testing.assert_allclose(rms_norm(total, t(weight), 1e-2, 1.0).numpy(), normed.numpy())
+    want = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-2) * (1 + weight)
+    np.testing.assert_allclose(rms_norm(t(x), t(weight), 1e-2, 1.0).numpy(), want, atol=1e-5)
+    total = t(residual)
+    assert rms_norm(t(x), t(weight), 1e-2, 1.0, onto=total) is total
+    np.testing.assert_allclose(total.numpy(), residual + want, atol=1e-5)
     gate, up = np.split(x, 2, axis=-1)
     silu = gate / (1 + np.exp(-gate)) * up
     np.testing.assert_allclose(gated_activation(t(x), "silu").numpy(), silu, atol=1e-6)
@@ -172,3 +172,16 @@ def test_noise_is_gumbel_and_told_by_seed_and_index():
     assert np.abs(apart).max() < 0.03 and np.abs(lagged).max() < 0.03
     alone = gumbel_noise(seeds[1:2], indices[1:2], 20_000)
     np.testing.assert_array_equal(alone.numpy()[0], noise[1])
+
+
+def test_products_with_what_stands_around_them():
+    x, weight, bias, residual, scale = draw(5, 24), draw(16, 24), draw(16), draw(5, 16), draw(24)
+    y = x @ weight.T + bias
+    np.testing.assert_allclose(linear(t(x), t(weight), t(bias)).numpy(), y, atol=1e-5)
+    total = t(residual)
+    assert linear(t(x), t(weight), t(bias), onto=total) is total
+    np.testing.assert_allclose(total.numpy(), residual + y, atol=1e-5)
+    normed = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-2) * (1 + scale)
+    gate, up = np.split(normed @ weight.T, 2, axis=-1)
+    got = linear(t(x), t(weight), norm=Norm(t(scale), 1e-2, 1.0), gate="silu")
+    np.testing.assert_allclose(got.numpy(), gate / (1 + np.exp(-gate)) * up, atol=1e-4)

@@ -1,5 +1,6 @@
 """Sizes of Triton kernels: what the rules choose fits the card, and what was measured goes before them."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from radixmesh.kernels import tuning
+from radixmesh.kernels.linear.triton import LinearSizes, linear_sizes
 from radixmesh.kernels.paged_attention.triton import DecodeSizes, PrefillSizes, decode_sizes, prefill_sizes
 from radixmesh.kernels.tuning import Target
 
@@ -19,29 +21,61 @@ CARDS = ["sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx9
 @pytest.mark.parametrize("kv_bytes", [1, 2, 4])
 def test_rules_fit_into_shared_memory(architecture: str, head_dim: int, kv_bytes: int) -> None:
     target, line = Target(architecture, 100), 2 * head_dim * kv_bytes
-    decode = decode_sizes(target, head_dim, kv_bytes)
-    ahead = (decode.num_stages - 1) // 2
-    assert decode.programs * ahead * decode.tile * line <= target.shared_bytes or decode.tile == 16
+    for rows in (16, 64):
+        decode = decode_sizes(target, head_dim, kv_bytes, rows)
+        ahead = (decode.num_stages - 1) // 2
+        assert decode.programs * ahead * decode.tile * line <= target.shared_bytes or decode.tile == 16
     prefill = prefill_sizes(target, head_dim, kv_bytes)
     ahead = (prefill.num_stages - 1) // 2
     assert ahead * prefill.tile * line < target.shared_bytes or prefill.tile == 16
     assert all(size & (size - 1) == 0 for size in (decode.tile, prefill.rows, prefill.tile))
 
 
+@pytest.mark.parametrize("architecture", CARDS)
+@pytest.mark.parametrize("rows", [16, 32])
+def test_products_fit_into_shared_memory_and_divide_their_matrix(architecture: str, rows: int) -> None:
+    target, none = Target(architecture, 100), []
+    for shape in itertools.product((576, 1024, 1536, 4096, 5120, 28672), (576, 1024, 3072, 4096, 14336)):
+        for gated in (False, True):
+            sizes = linear_sizes(target, shape, rows, gated)
+            if sizes is None:
+                none.append(shape)
+                continue
+            columns = sizes.columns << gated
+            assert shape[0] % columns == 0 and shape[1] % sizes.depth == 0
+            buffered = sizes.num_stages * 2 * sizes.depth * (columns + rows)
+            assert target.is_amd or buffered <= target.shared_bytes
+    assert all(rows > 16 and shape[0] * shape[1] < 64 << 20 for shape in none)
+
+
 def test_what_was_measured_goes_before_the_rule() -> None:
     target = Target("sm_90", 132)
-    rule = decode_sizes(target, 128, 2)
-    entry = {"head_dim": 128, "kv_bytes": 2, "tile": 32, "programs": 3, "num_warps": 8, "num_stages": 9}
+    rule = decode_sizes(target, 128, 2, 64)
+    entry = {
+        "head_dim": 128,
+        "kv_bytes": 2,
+        "rows": 64,
+        "tile": 32,
+        "programs": 3,
+        "num_warps": 8,
+        "num_stages": 9,
+        "least": 1,
+    }
     with patch.object(tuning, "_table", lambda architecture: {"decode_attention": [entry]}):
-        assert decode_sizes(target, 128, 2) == DecodeSizes(32, 3, 8, 9) != rule
-        assert decode_sizes(target, 64, 2) != DecodeSizes(32, 3, 8, 9)
+        assert decode_sizes(target, 128, 2, 64) == DecodeSizes(32, 3, 8, 9) != rule
+        assert decode_sizes(target, 64, 2, 64) != DecodeSizes(32, 3, 8, 9)
 
 
 def test_tables_hold_what_the_kernels_take() -> None:
-    case = {"head_dim", "kv_bytes"}
-    kernels: dict[str, Any] = {"decode_attention": DecodeSizes, "prefill_attention": PrefillSizes}
+    attention = {"head_dim", "kv_bytes"}
+    kernels: dict[str, tuple[set[str], Any]] = {
+        "decode_attention": (attention | {"rows"}, DecodeSizes),
+        "prefill_attention": (attention, PrefillSizes),
+        "linear": ({"outputs", "inputs", "rows"}, LinearSizes),
+    }
     tables = [json.loads(path.read_text()) for path in Path(tuning.__file__).parent.glob("tuned/*.json")]
     for kernel, entries in (item for table in tables for item in table.items()):
+        case, sizes = kernels[kernel]
         for entry in entries:
-            assert set(entry) == case | set(kernels[kernel]._fields)
-        assert len({(entry["head_dim"], entry["kv_bytes"]) for entry in entries}) == len(entries)
+            assert set(entry) == case | set(sizes._fields)
+        assert len({tuple(entry[name] for name in sorted(case)) for entry in entries}) == len(entries)

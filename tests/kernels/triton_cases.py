@@ -11,6 +11,10 @@ import triton
 
 from radixmesh.kernels.gated_activation import reference as gate_reference
 from radixmesh.kernels.gated_activation import triton as gate
+from radixmesh.kernels.linear import reference as linear_reference
+from radixmesh.kernels.linear import triton as few_rows
+from radixmesh.kernels.linear.torch_ref import Norm
+from radixmesh.kernels.linear.triton import LinearSizes, linear, linear_sizes
 from radixmesh.kernels.paged_attention import reference as attention_reference
 from radixmesh.kernels.paged_attention import triton as attention
 from radixmesh.kernels.rms_norm import reference as norm_reference
@@ -215,10 +219,10 @@ def test_norms(shape, dtype, tolerance):
     np.testing.assert_allclose(
         wide(norm.rms_norm(x, weight, 1e-3, 1.0)), want, rtol=tolerance, atol=tolerance
     )
-    normed, total = norm.add_rms_norm(x, residual, weight, 1e-3)
-    np.testing.assert_allclose(wide(total), wide(x + residual), rtol=tolerance)  # the interpreter truncates
-    want = norm_reference.rms_norm(wide(total), wide(weight), 1e-3)
-    np.testing.assert_allclose(wide(normed), want, rtol=tolerance, atol=tolerance)
+    want = wide(residual) + norm_reference.rms_norm(wide(x), wide(weight), 1e-3)
+    total = norm.rms_norm(x, weight, 1e-3, onto=residual)
+    assert total is residual
+    np.testing.assert_allclose(wide(total), want, rtol=2 * tolerance, atol=2 * tolerance)
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
@@ -296,3 +300,36 @@ def test_rows_are_cut_each_by_its_own():
 def test_the_device_is_known():
     target = target_of(DEVICE)
     assert target.cores > 0 and target.shared_bytes >= 64 << 10
+
+
+# Products
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 17])
+@pytest.mark.parametrize("outputs, inputs", [(96, 64), (64, 192), (5056, 32)])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"norm": True}, {"onto": True}, {"norm": True, "gate": "silu"},
+                {"gate": "gelu_tanh", "bias": True}, {"onto": True, "bias": True}], ids=str,
+)  # fmt: skip
+def test_products_of_few_rows(rows, outputs, inputs, options):
+    x, weight = draw(rows, inputs), draw(outputs, inputs)
+    bias = draw(outputs) if options.get("bias") else None
+    norm = (draw(inputs), 1e-2, 1.0) if options.get("norm") else None
+    onto = draw(rows, outputs) if options.get("onto") else None
+    want = linear_reference.linear(x, weight, bias, norm=norm, gate=options.get("gate"), onto=onto)
+    assert linear_sizes(target_of(DEVICE), (outputs, inputs), 16, "gate" in options), "no kernel is tested"
+    got = linear(
+        on_device(x), on_device(weight), None if bias is None else on_device(bias), gate=options.get("gate"),
+        norm=None if norm is None else Norm(on_device(norm[0]), *norm[1:]),
+        onto=None if onto is None else on_device(onto),
+    )  # fmt: skip
+    np.testing.assert_allclose(wide(got), want, atol=2e-3, rtol=1e-4)
+
+
+def test_products_of_more_rows_and_of_large_matrices(monkeypatch):
+    sizes = LinearSizes(64, 64, 8, 2)
+    monkeypatch.setattr(few_rows, "linear_sizes", lambda *_: sizes)
+    x, weight, scale = draw(29, 256), draw(640, 256) / 16, draw(256)
+    want = linear_reference.linear(x, weight, norm=(scale, 1e-2, 0.0), gate="silu")
+    got = linear(on_device(x), on_device(weight), norm=Norm(on_device(scale), 1e-2), gate="silu")
+    np.testing.assert_allclose(wide(got), want, atol=2e-3)

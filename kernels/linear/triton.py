@@ -1,0 +1,147 @@
+"""Products of a few rows in Triton, with the norm before them and the gate or the sum after in one launch.
+
+With few rows a product is a stream of its matrix through the cores, and what stands around it - a norm, a
+gate, an addition, each with a launch of its own - costs as much as several megabytes of it. Every program
+streams some rows of the matrix; the norm's scale, one number a row of x, is found on the way and multiplied
+in at the end. Of many rows the vendor's library is faster, and their neighbours cost little beside them.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gated_activation.triton import activated, gated_activation
+from ..overlap import ask_for, let_next_start, overlapped, wait_for_previous
+from ..rms_norm.triton import rms_norm
+from ..tuning import OPTIONS, Target, measured, target_of
+from .torch_ref import Norm
+
+FEW_ROWS = 32
+
+
+class LinearSizes(NamedTuple):
+    """How the product of few rows is compiled."""
+
+    columns: int  # of the result, that one program computes
+    depth: int  # of the sum, met in one turn
+    num_warps: int
+    num_stages: int
+
+
+def linear_sizes(target: Target, shape: tuple[int, int], rows: int, gated: bool) -> LinearSizes | None:
+    """For a matrix [out, in] and 16 or 32 rows: as measured, else tiles that divide the matrix and keep
+    every core busy. None where there are none, and where the library is faster."""
+    outputs, inputs = shape
+    found = measured(target, "linear", outputs=outputs, inputs=inputs, rows=rows)
+    if found:
+        return LinearSizes(**found)
+    if rows > FEW_ROWS or (rows > 16 and outputs * inputs < 64 << 20):
+        return None
+    wide = outputs > inputs  # several programs a core; else one, which needs more on its way
+    programs = 3 * target.cores // 4 if wide else 0
+    columns = 64 if wide and rows > 16 else 32
+    while columns > 16 and (outputs % (columns << gated) or outputs < programs * columns):
+        columns //= 2
+    depth = min((8192 if wide or rows > 16 else 16384) // columns, inputs & -inputs)
+    if outputs % (columns << gated) or depth < 32:
+        return None
+    line = 2 * ((columns << gated) + rows)  # bytes of the matrix and of x for one step of the sum
+    while 2 * depth * line > target.shared_bytes - 1024:
+        depth //= 2
+    stages = min(
+        (target.shared_bytes - 1024) // (depth * line), (24 if wide else 48) * 1024 // (columns * depth)
+    )
+    return LinearSizes(columns, depth, max(4, columns // 8), 1 if target.is_amd else min(stages, 6))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+    gate: Literal["silu", "gelu_tanh"] | None = None,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """Arguments and result as in `torch_ref.py`; all are contiguous."""
+    target, rows = target_of(x.device), max(16, triton.next_power_of_2(len(x)))
+    sizes = linear_sizes(target, (weight.shape[0], weight.shape[1]), rows, gate is not None)
+    if sizes is None:
+        return _many_rows(x, weight, bias, norm, gate, onto)
+    outputs, inputs = weight.shape[0] >> (gate is not None), weight.shape[1]
+    out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device) if onto is None else onto
+    scale, eps, offset = norm or (weight, 0.0, 0.0)
+    _linear[(outputs // sizes.columns,)](
+        x, weight, weight if bias is None else bias, scale, out, len(x), eps, offset,
+        OUTPUTS=outputs, INPUTS=inputs, ROWS=rows, COLUMNS=sizes.columns, DEPTH=sizes.depth,
+        NORM=norm is not None, BIAS=bias is not None, GATE=gate or "", ONTO=onto is not None,
+        PRECISION="ieee", num_warps=sizes.num_warps, num_stages=sizes.num_stages, **overlapped(target),
+        **OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def _many_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None,
+    gate: Literal["silu", "gelu_tanh"] | None, onto: Tensor | None,
+) -> Tensor:  # fmt: skip
+    if norm is not None:
+        x = rms_norm(x, *norm)
+    if onto is not None:
+        onto.addmm_(x, weight.t())
+        return onto if bias is None else onto.add_(bias)
+    y = F.linear(x, weight, bias)
+    return y if gate is None else gated_activation(y, gate)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _linear(
+    x, weight, bias, norm, out, rows, eps, offset,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, ONTO: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Some columns of the result, for all rows of x."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    line = tl.arange(0, ROWS)
+    at = tl.arange(0, DEPTH)
+    live = (line < rows)[:, None]
+    lines = x + line[:, None] * INPUTS + at[None, :]
+    streams = weight + column.to(tl.int64)[None, :] * INPUTS + at[:, None]
+    each: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth  # elements of a line
+    ahead = tl.minimum(each * tl.arange(0, 4), INPUTS - 1)  # the stream's beginning; more was slower
+    ask_for(weight + column.to(tl.int64)[:, None] * INPUTS + ahead[None, :], OVERLAP)
+    wait_for_previous(OVERLAP)
+    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    second = tl.zeros([ROWS, COLUMNS], tl.float32)  # what the gate lets through
+    squares = tl.zeros([ROWS, DEPTH // 8], tl.float32)  # a thread's neighbours, which it sums up alone
+    for start in range(0, INPUTS, DEPTH):
+        matrix = tl.load(streams + start, eviction_policy="evict_first")
+        given = tl.load(lines + start, mask=live, other=0.0)
+        if NORM:
+            wide = given.to(tl.float32)
+            squares += tl.sum(tl.reshape(wide * wide, [ROWS, DEPTH // 8, 8]), 2)
+            given = (wide * (tl.load(norm + start + at).to(tl.float32) + offset)[None, :]).to(given.dtype)
+        acc = tl.dot(given, matrix, acc, input_precision=PRECISION)
+        if GATE != "":
+            matrix = tl.load(streams + OUTPUTS * INPUTS + start, eviction_policy="evict_first")
+            second = tl.dot(given, matrix, second, input_precision=PRECISION)
+    let_next_start(OVERLAP)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
+        acc *= scale
+        second *= scale
+    if BIAS:
+        acc += tl.load(bias + column).to(tl.float32)[None, :]
+    if GATE != "":
+        if BIAS:
+            second += tl.load(bias + OUTPUTS + column).to(tl.float32)[None, :]
+        acc = activated(acc, GATE == "silu") * second
+    to = out + line[:, None] * OUTPUTS + column[None, :]
+    if ONTO:
+        acc += tl.load(to, mask=live, other=0.0).to(tl.float32)
+    tl.store(to, acc.to(out.dtype.element_ty), mask=live)
