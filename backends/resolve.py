@@ -28,7 +28,7 @@ def resolve(
     """
     backend, device = _backend(config, hardware)
     dtype = _dtype(config, device)
-    steps = _step_sizes(config, device)
+    steps = _step_sizes(config, device, hardware.device_memory_bytes)
     choices = (
         backend,
         dtype,
@@ -141,7 +141,7 @@ def _page_size(config: EngineConfig, device: Device) -> Choice:
     return Choice("page_size", 16, reason)
 
 
-def _step_sizes(config: EngineConfig, device: Device) -> tuple[Choice, Choice]:
+def _step_sizes(config: EngineConfig, device: Device, memory: int | None) -> tuple[Choice, Choice]:
     """chunked_prefill_size and max_running_requests: every running row needs a token of a step's budget."""
     chunk, rows = config.chunked_prefill_size, config.max_running_requests
     if chunk is not None and rows is not None and rows > chunk:
@@ -154,9 +154,9 @@ def _step_sizes(config: EngineConfig, device: Device) -> tuple[Choice, Choice]:
         why_chunk = "enough tokens in a step to keep the matrix units busy"
         why_rows = "decode is bound by reading weights until about this many rows share them"
     elif device == "gpu":
-        auto_chunk, auto_rows = 8192, 256
+        auto_chunk, auto_rows = 8192, 512 if (memory or 0) >= 64 << 30 else 256
         why_chunk = "enough tokens in a step to keep the matrix units busy"
-        why_rows = "decode is bound by reading weights until about this many rows share them"
+        why_rows = "about as many as memory for their KV and reading the weights together make worthwhile"
     else:
         auto_chunk, auto_rows = 512, 64
         why_chunk = "a CPU needs about a second for as many, the longest that running requests wait"

@@ -317,6 +317,9 @@ class Scheduler:
                 self.decoding[request.slot] = self.prefilling.pop(request.slot)
             request.num_computed_tokens = chunk.end
             self._pages.insert(request, chunk.end)
+        if any([each.request.num_cached_tokens for each in plan.chunks]):
+            # side by side, rows that share a prefix read it together: all but one find it in the chip's cache
+            self.decoding = dict(sorted(self.decoding.items(), key=lambda each: each[1].pages[0]))
 
     def process(self, batch: ScheduleBatch, tokens: StepTokens) -> list[TokenOutput]:
         """Take in what a step sampled. Rows of requests that ended meanwhile are ignored."""

@@ -156,6 +156,12 @@ def test_automatic_values_on_a_gpu(hardware: Hardware, backend: str) -> None:
     }
 
 
+@pytest.mark.parametrize("memory, rows", [(24, 256), (48, 256), (80, 512), (192, 512), (None, 256)])
+def test_a_gpu_of_much_memory_runs_more_requests(memory: int | None, rows: int) -> None:
+    gpu = replace(GPUS[0], device_memory_bytes=None if memory is None else memory << 30)
+    assert choose(gpu, backend="torch")["max_running_requests"].value == rows
+
+
 @pytest.mark.parametrize("backend", ["auto", "jax"])
 def test_automatic_values_on_a_tpu(backend: str) -> None:
     values = {name: choice.value for name, choice in choose(TPU, backend=backend).items()}
