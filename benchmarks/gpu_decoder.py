@@ -157,7 +157,7 @@ def sweep(model: str, counts: list[int], ceiling: Ceilings) -> None:
         moved = product.matrices[0].nbytes
         report(f"{model} {name}, {rows} rows, library", least, ceiling, moved=moved)
         for sizes in grid():
-            with patch.object(linear, "linear_sizes", lambda *_, sizes=sizes: sizes):
+            with patch.object(linear, "linear_sizes", lambda *_, sizes=sizes, **__: sizes):
                 if is_right(product, sizes):
                     taken[sizes] = seconds(product.calls(linear.linear), 7)
         for sizes in sorted(taken, key=lambda each: taken[each])[:4]:

@@ -32,7 +32,9 @@ class LinearSizes(NamedTuple):
     num_stages: int
 
 
-def linear_sizes(target: Target, shape: tuple[int, int], rows: int, gated: bool) -> LinearSizes | None:
+def linear_sizes(
+    target: Target, shape: tuple[int, int], rows: int, *, normed: bool, gated: bool
+) -> LinearSizes | None:
     """For a matrix [out, in] and 16 or 32 rows: as measured, else tiles that divide the matrix and keep
     every core busy. None where there are none, and where the library is faster."""
     outputs, inputs = shape
@@ -41,21 +43,22 @@ def linear_sizes(target: Target, shape: tuple[int, int], rows: int, gated: bool)
         return LinearSizes(**found)
     if rows > FEW_ROWS or (rows > 16 and outputs * inputs < 64 << 20):
         return None
-    wide = outputs > inputs  # several programs a core; else one, which needs more on its way
-    programs = 3 * target.cores // 4 if wide else 0
-    columns = 64 if wide and rows > 16 else 32
-    while columns > 16 and (outputs % (columns << gated) or outputs < programs * columns):
+    columns = 64 if normed and rows > 16 else 32
+    while columns > 16 and (
+        outputs % (columns << gated) or (normed and 3 * outputs < 2 * columns * target.cores)
+    ):
         columns //= 2
-    depth = min((8192 if wide or rows > 16 else 16384) // columns, inputs & -inputs)
+    # a tile that is normed on its way lies in registers too
+    tile, stages = (8192, 3 if gated else 4) if normed or rows > 16 else (16384, 3)
+    depth = min(tile // columns, inputs & -inputs)
     if outputs % (columns << gated) or depth < 32:
         return None
-    line = 2 * ((columns << gated) + rows)  # bytes of the matrix and of x for one step of the sum
-    while 2 * depth * line > target.shared_bytes - 1024:
+    room = (target.shared_bytes - 1024) // (2 * ((columns << gated) + rows))
+    while 2 * depth > room:
         depth //= 2
-    stages = min(
-        (target.shared_bytes - 1024) // (depth * line), (24 if wide else 48) * 1024 // (columns * depth)
+    return LinearSizes(
+        columns, depth, max(4, columns // 8), 1 if target.is_amd else min(stages, room // depth)
     )
-    return LinearSizes(columns, depth, max(4, columns // 8), 1 if target.is_amd else min(stages, 6))
 
 
 def linear(
@@ -69,7 +72,8 @@ def linear(
 ) -> Tensor:
     """Arguments and result as in `torch_ref.py`; all are contiguous."""
     target, rows = target_of(x.device), max(16, triton.next_power_of_2(len(x)))
-    sizes = linear_sizes(target, (weight.shape[0], weight.shape[1]), rows, gate is not None)
+    shape = (weight.shape[0], weight.shape[1])
+    sizes = linear_sizes(target, shape, rows, normed=norm is not None, gated=gate is not None)
     if sizes is None:
         return _many_rows(x, weight, bias, norm, gate, onto)
     outputs, inputs = weight.shape[0] >> (gate is not None), weight.shape[1]

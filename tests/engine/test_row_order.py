@@ -15,7 +15,12 @@ def test_decode_rows_that_share_a_prefix_stand_side_by_side():
     for turn in range(12):
         engine.add_request(make_request(turn, [*stems[turn * 5 % 3], 100 + turn], max_new=30))
     batches, forward = [], engine.runner.forward
-    engine.runner.forward = lambda given: (batches.extend(given), forward(given))[1]
+
+    def watched(given):
+        batches.extend(given)
+        return forward(given)
+
+    engine.runner.forward = watched
     for _ in range(12):
         engine.step()
     batch = batches[-1]

@@ -36,8 +36,8 @@ def test_rules_fit_into_shared_memory(architecture: str, head_dim: int, kv_bytes
 def test_products_fit_into_shared_memory_and_divide_their_matrix(architecture: str, rows: int) -> None:
     target, none = Target(architecture, 100), []
     for shape in itertools.product((576, 1024, 1536, 4096, 5120, 28672), (576, 1024, 3072, 4096, 14336)):
-        for gated in (False, True):
-            sizes = linear_sizes(target, shape, rows, gated)
+        for normed, gated in ((True, False), (True, True), (False, False)):
+            sizes = linear_sizes(target, shape, rows, normed=normed, gated=gated)
             if sizes is None:
                 none.append(shape)
                 continue

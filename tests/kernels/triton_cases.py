@@ -317,7 +317,9 @@ def test_products_of_few_rows(rows, outputs, inputs, options):
     norm = (draw(inputs), 1e-2, 1.0) if options.get("norm") else None
     onto = draw(rows, outputs) if options.get("onto") else None
     want = linear_reference.linear(x, weight, bias, norm=norm, gate=options.get("gate"), onto=onto)
-    assert linear_sizes(target_of(DEVICE), (outputs, inputs), 16, "gate" in options), "no kernel is tested"
+    assert linear_sizes(
+        target_of(DEVICE), (outputs, inputs), 16, normed="norm" in options, gated="gate" in options
+    ), "no kernel is tested"
     got = linear(
         on_device(x), on_device(weight), None if bias is None else on_device(bias), gate=options.get("gate"),
         norm=None if norm is None else Norm(on_device(norm[0]), *norm[1:]),
@@ -328,7 +330,7 @@ def test_products_of_few_rows(rows, outputs, inputs, options):
 
 def test_products_of_more_rows_and_of_large_matrices(monkeypatch):
     sizes = LinearSizes(64, 64, 8, 2)
-    monkeypatch.setattr(few_rows, "linear_sizes", lambda *_: sizes)
+    monkeypatch.setattr(few_rows, "linear_sizes", lambda *_, **__: sizes)
     x, weight, scale = draw(29, 256), draw(640, 256) / 16, draw(256)
     want = linear_reference.linear(x, weight, norm=(scale, 1e-2, 0.0), gate="silu")
     got = linear(on_device(x), on_device(weight), norm=Norm(on_device(scale), 1e-2), gate="silu")
