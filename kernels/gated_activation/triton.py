@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import OPTIONS
+from ..overlap import overlapped, wait_for_previous
+from ..tuning import OPTIONS, target_of
 
 _BLOCK = 1024
 
@@ -24,17 +25,21 @@ def gated_activation(gate_up: Tensor, kind: Literal["silu", "gelu_tanh"]) -> Ten
         SILU=kind == "silu",
         BLOCK=_BLOCK,
         num_warps=4,
+        **overlapped(target_of(gate_up.device)),
         **OPTIONS,
     )
     return out
 
 
 @triton.jit
-def _gate(gate_up, out, stride, SIZE: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr):
+def _gate(
+    gate_up, out, stride, SIZE: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     """A block of one token's features; float32 until it is stored."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < SIZE
+    wait_for_previous(OVERLAP)
     gate = tl.load(gate_up + token * stride + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + token * stride + SIZE + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token * SIZE + at, (activated(gate, SILU) * up).to(out.dtype.element_ty), mask=inside)
