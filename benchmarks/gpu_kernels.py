@@ -24,6 +24,7 @@ from radixmesh.kernels.gated_activation import torch_ref as gate_twin
 from radixmesh.kernels.gated_activation import triton as gate
 from radixmesh.kernels.paged_attention import torch_ref as attention_twin
 from radixmesh.kernels.paged_attention import triton as attention
+from radixmesh.kernels.paged_attention import triton_prefill as prefill
 from radixmesh.kernels.paged_attention.rows import RaggedRows
 from radixmesh.kernels.rms_norm import torch_ref as norm_twin
 from radixmesh.kernels.rms_norm import triton as norm
@@ -355,7 +356,7 @@ def sweep(shape: Shape, page_size: int, dtype: torch.dtype) -> None:
     chunks = [[(8128, 8128)], [(512, 512)] * 16, [(2048, 8192)]]
     tiles = itertools.product((64, 128), (32, 64, 128), (4, 8), (3, 5))
     best(
-        "prefill", [attention.PrefillSizes(*each) for each in tiles],
+        "prefill", [prefill.PrefillSizes(*each) for each in tiles],
         [batch(shape, each, page_size, dtype) for each in chunks],
         {"head_dim": shape.head_dim, "kv_bytes": dtype.itemsize},
     )  # fmt: skip
@@ -363,10 +364,11 @@ def sweep(shape: Shape, page_size: int, dtype: torch.dtype) -> None:
 
 def best(kind: str, grid: list[Any], batches: list[Batch], case: dict[str, int]) -> None:
     """Try all sizes and print an entry for the tuning table."""
+    module = {"decode": attention, "prefill": prefill}[kind]
     taken: dict[Any, list[float]] = {}
     for sizes in grid:
         try:
-            with patch.object(attention, f"{kind}_sizes", lambda *_, sizes=sizes: sizes):
+            with patch.object(module, f"{kind}_sizes", lambda *_, sizes=sizes: sizes):
                 each = [seconds(given.calls(attention.ragged_paged_attention)[:16], 5) for given in batches]
         except Exception as refused:  # too much shared memory, mostly
             print(f"{kind} {sizes}: {str(refused).splitlines()[0][:90]}", flush=True)

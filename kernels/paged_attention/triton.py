@@ -4,8 +4,8 @@ Decode is bound by memory, so its work is cut by bytes: all tiles of keys of all
 line, and each program takes an equal share of it, whatever the rows' lengths (the "stream-K" cut of Osama et
 al. 2023, for the split softmax of flash-decoding, Dao et al. 2023). A (row, head) that several programs
 share is put together by the one that finishes last. Lengths are read on the device, so that a captured graph
-serves any. Prefill tiles run FlashAttention's loop (Dao 2023), masking only where the diagonal or a window's
-edge passes. In both, a KV head's query heads are rows of one product: a key is read once for them all.
+serves any. A KV head's query heads are rows of one product: a key is read once for them all. Prefill is in
+`triton_prefill.py`.
 """
 
 from functools import cache
@@ -19,9 +19,19 @@ from torch import Tensor
 from ..overlap import ask_for, overlapped, wait_for_previous
 from ..tuning import OPTIONS, Target, measured, target_of
 from .rows import RaggedRows
+from .triton_prefill import launch_prefill
+from .triton_tile import (
+    NO_WINDOW,
+    lanes_for,
+    load_tile,
+    power_of_two_within,
+    scores_of,
+    stages,
+    start_softmax,
+    weigh,
+)  # fmt: skip
 
 _LOG2_E = 1.4426950408889634
-_NO_WINDOW = 1 << 30
 
 
 class DecodeSizes(NamedTuple):
@@ -34,15 +44,6 @@ class DecodeSizes(NamedTuple):
     least: int = 1  # tiles that one program takes
 
 
-class PrefillSizes(NamedTuple):
-    """How prefill attention is compiled."""
-
-    rows: int  # of the matrix product: queries times the heads of a group
-    tile: int  # keys met in one turn
-    num_warps: int
-    num_stages: int
-
-
 def decode_sizes(target: Target, head_dim: int, kv_bytes: int, rows: int) -> DecodeSizes:
     """As measured, else two programs a core, which fit side by side, with as many bytes on their way as its
     shared memory holds; for few rows small programs, whose warps wait less for each other."""
@@ -52,38 +53,10 @@ def decode_sizes(target: Target, head_dim: int, kv_bytes: int, rows: int) -> Dec
     ahead = 1 if target.is_amd else 3  # tiles; AMD keeps them in registers
     tile_bytes = min(32 << 10, target.shared_bytes // 2 // (ahead + 0.5))
     # of more keys, two programs' registers would not fit into an AMD core, and the second would wait
-    tile = _power_of_two_within(int(tile_bytes) // (2 * head_dim * kv_bytes), 16, 32 if target.is_amd else 64)
+    tile = power_of_two_within(int(tile_bytes) // (2 * head_dim * kv_bytes), 16, 32 if target.is_amd else 64)
     if rows <= 16:
-        return DecodeSizes(min(tile, 32), programs=2, num_warps=2, num_stages=_stages(min(ahead, 2)), least=2)
-    return DecodeSizes(tile, programs=2, num_warps=4, num_stages=_stages(ahead))
-
-
-def prefill_sizes(target: Target, head_dim: int, kv_bytes: int) -> PrefillSizes:
-    """As measured, else the largest tiles whose sums stay in registers: larger ones where the matrix unit
-    reads its operands from shared memory, as it does from Hopper on."""
-    found = measured(target, "prefill_attention", head_dim=head_dim, kv_bytes=kv_bytes)
-    if found:
-        return PrefillSizes(**found)
-    wide_head = head_dim * max(kv_bytes, 2) > 256
-    from_shared = target.architecture in ("sm_90", "sm_100", "sm_103")
-    rows = 128 if from_shared or not wide_head else 64
-    tile = 64 if from_shared and not wide_head else 32
-    ahead = 1 if target.is_amd else 2
-    queries = 0 if target.is_amd else rows * head_dim * max(kv_bytes, 2)
-    buffers = ahead + 1 if from_shared else ahead  # one is read while the others fill
-    while tile > 16 and queries + buffers * tile * 2 * head_dim * kv_bytes > target.shared_bytes - 1024:
-        tile //= 2
-    return PrefillSizes(rows, tile, num_warps=8, num_stages=_stages(ahead))
-
-
-def _stages(ahead: int) -> int:
-    """Triton's `num_stages` that loads tiles so many turns ahead: it spreads them evenly over two loads,
-    since a tile waits for its page's number."""
-    return 2 * ahead + 1
-
-
-def _power_of_two_within(number: int, low: int, high: int) -> int:
-    return min(high, max(low, 1 << max(number, 1).bit_length() - 1))
+        return DecodeSizes(min(tile, 32), programs=2, num_warps=2, num_stages=stages(min(ahead, 2)), least=2)
+    return DecodeSizes(tile, programs=2, num_warps=4, num_stages=stages(ahead))
 
 
 class _Scores(NamedTuple):
@@ -125,7 +98,7 @@ def ragged_paged_attention(
     scores = _Scores.of(scale * k_scale, soft_cap)
     layer = {
         "first_page": first_page,
-        "window": _NO_WINDOW if window is None else window,
+        "window": NO_WINDOW if window is None else window,
         "inner": scores.inner,
         "factor": scores.factor,
         "v_scale": v_scale,
@@ -138,7 +111,7 @@ def ragged_paged_attention(
     if decode_rows:
         _launch_decode(q, kv_pages, out, sinks, rows, layer)
     if prefill_rows:
-        _launch_prefill(q, kv_pages, out, sinks, rows, layer)
+        launch_prefill(q, kv_pages, out, sinks, rows, layer, target_of(q.device))
     return out
 
 
@@ -158,7 +131,7 @@ def _launch_decode(
     q: Tensor, kv_pages: Tensor, out: Tensor, sinks: Tensor, rows: RaggedRows, layer: dict[str, Any]
 ) -> None:
     target = target_of(q.device)
-    lanes = _lanes(rows.num_decode_rows)
+    lanes = lanes_for(rows.num_decode_rows)
     sizes = decode_sizes(target, q.shape[2], kv_pages.element_size(), lanes)
     programs = sizes.programs * target.cores
     group = triton.next_power_of_2(layer["GROUP"])
@@ -167,33 +140,10 @@ def _launch_decode(
     _decode[(programs,)](
         q, kv_pages, out, sinks, *scratch, rows.kv_lens, rows.page_indices, rows.page_offsets,
         num_rows=rows.num_decode_rows, **layer, ROWS=lanes, PROGRAMS=programs, GROUP_PAD=group,
-        QUERY_ROWS=max(16, group), PARTS=_power_of_two_within(registers // (group * layer["DIM_PAD"]), 1, 32),
+        QUERY_ROWS=max(16, group), PARTS=power_of_two_within(registers // (group * layer["DIM_PAD"]), 1, 32),
         TILE=sizes.tile, LEAST=sizes.least, num_warps=sizes.num_warps, num_stages=sizes.num_stages,
         **overlapped(target), **OPTIONS,
     )  # fmt: skip
-
-
-def _launch_prefill(
-    q: Tensor, kv_pages: Tensor, out: Tensor, sinks: Tensor, rows: RaggedRows, layer: dict[str, Any]
-) -> None:
-    sizes = prefill_sizes(target_of(q.device), q.shape[2], kv_pages.element_size())
-    prefill_rows = rows.num_rows - rows.num_decode_rows
-    queries = sizes.rows // layer["GROUP"]
-    tiles = (q.shape[0] - rows.num_decode_rows) // queries + prefill_rows  # no fewer than are needed
-    _prefill[(layer["KV_HEADS"], tiles)](
-        q, kv_pages, out, sinks, rows.cu_q_lens, rows.kv_lens, rows.page_indices, rows.page_offsets,
-        first_row=rows.num_decode_rows, num_rows=rows.num_rows, **layer, ROWS=_lanes(prefill_rows),
-        QUERIES=queries, QUERY_ROWS=sizes.rows, TILE=sizes.tile, WINDOWED=layer["window"] < _NO_WINDOW,
-        num_warps=sizes.num_warps, num_stages=sizes.num_stages, **OPTIONS,
-    )  # fmt: skip
-
-
-def _lanes(rows: int) -> int:
-    """Rows that a kernel is compiled for: few different ones, since each costs a compilation."""
-    lanes = 16
-    while lanes < rows:
-        lanes *= 4
-    return lanes
 
 
 @cache
@@ -212,80 +162,18 @@ def _scratch(
 
 
 @triton.jit
-def _load_tile(
-    kv, page_indices, table, head, start, length, first_page,
-    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-):  # fmt: skip
-    """Keys and values [TILE, DIM_PAD] of a row from position `start` on, zeros from `length` on: past a
-    row's end a page may hold what no sum survives."""
-    at = tl.arange(0, TILE)
-    dims = tl.arange(0, DIM_PAD)
-    if PAGE_SIZE >= TILE:
-        page = tl.load(page_indices + table + start // PAGE_SIZE)
-        line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + start % PAGE_SIZE
-        keys = kv + line.to(tl.int64) * (2 * HEAD_DIM) + (at[:, None] * (2 * HEAD_DIM) + dims[None, :])
-    else:
-        column = table + (start + at) // PAGE_SIZE
-        page = tl.load(page_indices + column, mask=start + at < length, other=0)
-        line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + (start + at) % PAGE_SIZE
-        keys = kv + line.to(tl.int64)[:, None] * (2 * HEAD_DIM) + dims[None, :]
-    live = (start + at < length)[:, None]
-    if HEAD_DIM != DIM_PAD:
-        live &= (dims < HEAD_DIM)[None, :]
-    return tl.load(keys, mask=live, other=0.0), tl.load(keys + HEAD_DIM, mask=live, other=0.0)
-
-
-@triton.jit
 def _ask_for_tile(
     kv, page_indices, table, head, start, length, first_page,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """What `_load_tile` will load, into the L2 cache: this step's own key may not be written yet."""
+    """What `load_tile` will load, into the L2 cache: this step's own key may not be written yet."""
     each: tl.constexpr = 1024 // kv.dtype.element_ty.primitive_bitwidth  # elements of a line
     at = start + tl.arange(0, TILE)
     page = tl.load(page_indices + table + at // PAGE_SIZE, mask=at < length, other=0)
     line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + at % PAGE_SIZE
     lines = tl.minimum(tl.arange(0, tl.constexpr(max(1, 2 * DIM_PAD // each))) * each, 2 * HEAD_DIM - 1)
     ask_for(kv + line.to(tl.int64)[:, None] * (2 * HEAD_DIM) + lines[None, :], True)
-
-
-@triton.jit
-def _scores(q, keys, inner, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr):
-    """q @ keys, which `factor` makes exponents of 2."""
-    scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
-    if SOFT_CAP:
-        scores = 1 - 2 / (tl.exp(2 * inner * scores) + 1)  # tanh
-    return scores
-
-
-@triton.jit
-def _meet(
-    scores, values, top, total, acc, factor, dtype: tl.constexpr, PRECISION: tl.constexpr,
-    MAY_SEE_NONE: tl.constexpr,
-):  # fmt: skip
-    """Add a tile of keys to a running softmax: its largest exponent, the sum, and the sum of values.
-
-    Scores are -inf where a key is not seen; MAY_SEE_NONE if a query may have seen none so far.
-    """
-    new_top = tl.maximum(top, tl.max(scores, 1) * factor)
-    # such a query's top is -inf, and -inf - -inf is not a number
-    shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MAY_SEE_NONE else new_top
-    weights = tl.exp2(scores * factor - shift[:, None])
-    fade = tl.exp2(top - shift)
-    acc = tl.dot(weights.to(dtype), values.to(dtype), acc * fade[:, None], input_precision=PRECISION)
-    return new_top, total * fade + tl.sum(weights, 1), acc
-
-
-@triton.jit
-def _start(sinks, heads, live, begins, QUERY_ROWS: tl.constexpr, SINKS: tl.constexpr):
-    """A softmax's first (top, total): that of the sink, if the model has them and this part `begins`."""
-    if SINKS:
-        sink = tl.load(sinks + heads, mask=live, other=0.0).to(tl.float32) * 1.4426950408889634
-        return tl.where(begins, sink, float("-inf")), tl.where(begins, 1.0, 0.0) + 0.0 * sink
-    else:
-        return tl.full([QUERY_ROWS], float("-inf"), tl.float32), tl.zeros([QUERY_ROWS], tl.float32)
 
 
 @triton.jit(do_not_specialize=["num_rows", "first_page", "window"])
@@ -365,17 +253,19 @@ def _decode_segment(
     live = heads < GROUP
     queries = q + row.to(tl.int64) * q_stride + (head * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :]
     query = tl.load(queries, mask=live[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
-    top, total = _start(sinks, head * GROUP + heads, live, begins, QUERY_ROWS, SINKS)
+    top, total = start_softmax(sinks, head * GROUP + heads, live, begins, QUERY_ROWS, SINKS)
     acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
     for index in range(tile, end_tile):
-        keys, values = _load_tile(
+        keys, values = load_tile(
             kv, page_indices, table, head, index * TILE, length, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
-            PAGE_SIZE, TILE,
+            PAGE_SIZE, TILE, True,
         )  # fmt: skip
         at = index * TILE + tl.arange(0, TILE)
         seen = ((at < length) & (at >= length - window))[None, :]
-        scores = tl.where(seen, _scores(query, keys, inner, SOFT_CAP, PRECISION), float("-inf"))
-        top, total, acc = _meet(scores, values, top, total, acc, factor, query.dtype, PRECISION, False)
+        scores = tl.where(seen, scores_of(query, keys, inner, SOFT_CAP, PRECISION), float("-inf"))
+        top, total, weights, fade = weigh(scores, top, total, factor, False)
+        weights, values = weights.to(query.dtype), values.to(query.dtype)
+        acc = tl.dot(weights, values, acc * fade[:, None], input_precision=PRECISION)
     return top, total, acc
 
 
@@ -424,76 +314,3 @@ def _combine(
     live = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
     attended = attended.to(place.dtype.element_ty)
     tl.store(place + heads[:, None] * HEAD_DIM + dims[None, :], attended, mask=live)
-
-
-@triton.jit(do_not_specialize=["first_row", "num_rows", "first_page", "window"])
-def _prefill(
-    q, kv, out, sinks, cu_q_lens, kv_lens, page_indices, page_offsets,
-    first_row, num_rows, first_page, window, inner, factor, v_scale, q_stride,
-    SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, QUERIES: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
-    WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """One tile of a chunk's queries, for one KV head. The last tiles, which see most, go first."""
-    head = tl.program_id(0)
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    # chunk r begins at this tile, which leaves each chunk as many as it can need
-    lane = tl.arange(0, ROWS)
-    starts = tl.load(cu_q_lens + first_row + lane, mask=first_row + lane < num_rows, other=0)
-    begins = tl.where(first_row + lane < num_rows, (starts - first_row) // QUERIES + lane, 1 << 30)
-    chunk = tl.sum((begins <= tile).to(tl.int32), 0) - 1
-    row = first_row + chunk
-    start = tl.load(cu_q_lens + row)
-    count = tl.load(cu_q_lens + row + 1) - start
-    offset = (tile - (start - first_row) // QUERIES - chunk) * QUERIES
-    if offset < count:
-        length = tl.load(kv_lens + row)
-        lines = tl.arange(0, QUERY_ROWS)
-        dims = tl.arange(0, DIM_PAD)
-        token = offset + lines // GROUP
-        live = (lines < QUERIES * GROUP) & (token < count)
-        heads = head * GROUP + lines % GROUP
-        inside = live[:, None] & (dims < HEAD_DIM)[None, :]
-        query = q + (start + token).to(tl.int64)[:, None] * q_stride + heads[:, None] * HEAD_DIM + dims
-        first = length - count + offset  # position of the tile's first query
-        top, total = _start(sinks, heads, live, True, QUERY_ROWS, SINKS)
-        total, acc = _prefill_keys(
-            tl.load(query, mask=inside, other=0.0), kv, page_indices, tl.load(page_offsets + row), head,
-            first, tl.minimum(first + QUERIES, length), first + lines // GROUP, top, total,
-            first_page, window, inner, factor, SOFT_CAP, KV_HEADS, HEAD_DIM, DIM_PAD, PAGE_SIZE,
-            PRECISION, QUERY_ROWS, TILE, WINDOWED,
-        )  # fmt: skip
-        attended = acc / tl.where(live, total, 1.0)[:, None] * v_scale  # other lines may have seen no key
-        to = out + ((start + token).to(tl.int64) * (KV_HEADS * GROUP) + heads)[:, None] * HEAD_DIM + dims
-        tl.store(to, attended.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _prefill_keys(
-    query, kv, page_indices, table, head, first, end, query_at, top, total,
-    first_page, window, inner, factor,
-    SOFT_CAP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
-    WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """A query tile's softmax over its keys. Only tiles that the diagonal or a window's edge cuts are masked,
-    by a branch that all take alike: the loop stays one, and its loads run ahead from end to end."""
-    acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
-    begin = tl.maximum(first - window + 1, 0) // TILE
-    whole_begin = tl.cdiv(tl.maximum(end - window, 0), TILE)
-    whole_end = (first + 1) // TILE
-    for index in range(begin, tl.cdiv(end, TILE)):
-        keys, values = _load_tile(
-            kv, page_indices, table, head, index * TILE, end, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
-            PAGE_SIZE, TILE,
-        )  # fmt: skip
-        scores = _scores(query, keys, inner, SOFT_CAP, PRECISION)
-        if (index < whole_begin) | (index >= whole_end):
-            key_at = (index * TILE + tl.arange(0, TILE))[None, :]
-            seen = key_at <= query_at[:, None]
-            if WINDOWED:
-                seen &= key_at > query_at[:, None] - window
-            scores = tl.where(seen, scores, float("-inf"))
-        top, total, acc = _meet(scores, values, top, total, acc, factor, query.dtype, PRECISION, WINDOWED)
-    return total, acc

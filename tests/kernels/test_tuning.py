@@ -10,7 +10,8 @@ import pytest
 
 from radixmesh.kernels import tuning
 from radixmesh.kernels.linear.triton import LinearSizes, linear_sizes
-from radixmesh.kernels.paged_attention.triton import DecodeSizes, PrefillSizes, decode_sizes, prefill_sizes
+from radixmesh.kernels.paged_attention.triton import DecodeSizes, decode_sizes
+from radixmesh.kernels.paged_attention.triton_prefill import PrefillSizes, prefill_sizes
 from radixmesh.kernels.tuning import Target
 
 CARDS = ["sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx950", "gfx1100"]
@@ -46,6 +47,15 @@ def test_products_fit_into_shared_memory_and_divide_their_matrix(architecture: s
             buffered = sizes.num_stages * 2 * sizes.depth * (columns + rows)
             assert target.is_amd or buffered <= target.shared_bytes
     assert all(rows > 16 and shape[0] * shape[1] < 64 << 20 for shape in none)
+
+
+@pytest.mark.parametrize("head_dim, kv_bytes", [(64, 2), (128, 1), (128, 2)])
+def test_two_prefill_programs_fit_into_a_hopper_core(head_dim: int, kv_bytes: int) -> None:
+    target = Target("sm_90", 132)
+    sizes = prefill_sizes(target, head_dim, kv_bytes)
+    keys = ((sizes.num_stages - 1) // 2 + 1) * sizes.tile * 2 * head_dim * kv_bytes
+    program = sizes.rows * head_dim * 2 + keys + 1024  # which the system takes
+    assert 2 * program <= target.shared_bytes and sizes.num_warps == 4
 
 
 def test_what_was_measured_goes_before_the_rule() -> None:

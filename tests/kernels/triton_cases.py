@@ -17,6 +17,7 @@ from radixmesh.kernels.linear.torch_ref import Norm
 from radixmesh.kernels.linear.triton import LinearSizes, linear, linear_sizes
 from radixmesh.kernels.paged_attention import reference as attention_reference
 from radixmesh.kernels.paged_attention import triton as attention
+from radixmesh.kernels.paged_attention import triton_prefill
 from radixmesh.kernels.rms_norm import reference as norm_reference
 from radixmesh.kernels.rms_norm import triton as norm
 from radixmesh.kernels.rope_kv_write import reference as rope_reference
@@ -122,6 +123,16 @@ def test_attention_of_all_shapes(name, page_size, heads, kv_heads, head_dim):
     shape = {"page_size": page_size, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     for options in ({}, {"window": 40, "sinks": True}):
         got, want = attend(name, options, **shape)
+        np.testing.assert_allclose(got, want, atol=3e-5)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 4, 5), (16, 16, 4, 3)])
+def test_prefill_by_other_sizes(sizes, monkeypatch):
+    """Those of a Hopper card, and fewer rows than a KV head has query heads."""
+    chosen = triton_prefill.PrefillSizes(*sizes)
+    monkeypatch.setattr(triton_prefill, "prefill_sizes", lambda *_: chosen)
+    for page_size, options in ((64, {}), (16, {"window": 40}), (128, {"soft_cap": 2.0})):
+        got, want = attend("many chunks", options, page_size=page_size, heads=20, kv_heads=1, head_dim=64)
         np.testing.assert_allclose(got, want, atol=3e-5)
 
 
