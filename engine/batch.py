@@ -45,6 +45,8 @@ class SamplingArrays:
     bias_rows: I32  # [B] index into L
     bias_ids: I32  # [B]
     bias_values: F32  # [B] -inf forbids the token (minimum length)
+    # [L, K] ids whose logprobs are wanted, rows with fewer filled up with 0; empty if no row wants any
+    asked_ids: I32 = field(default_factory=lambda: np.empty((0, 0), np.int32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,19 @@ class StepTokens:
     logprobs: F32 | None = None  # [L]
     top_ids: I32 | None = None  # [L, MAX_TOP_LOGPROBS]
     top_logprobs: F32 | None = None  # [L, MAX_TOP_LOGPROBS]
+    asked_logprobs: F32 | None = None  # [L, K or more] of `SamplingArrays.asked_ids`, if there are any
     pooled: F32 | None = None  # [S, embed] of each row, if any is wanted: see `pooling`
 
-    def logprobs_of(self, index: int, num_top: int) -> TokenLogprobs:
-        """Those of one token, with so many alternatives."""
+    def logprobs_of(self, index: int, num_top: int, num_asked: int) -> TokenLogprobs:
+        """Those of one token, with so many alternatives, and of so many tokens that were asked for."""
         assert self.logprobs is not None and self.top_ids is not None and self.top_logprobs is not None
+        asked = []
+        if num_asked:
+            assert self.asked_logprobs is not None
+            asked = self.asked_logprobs[index, :num_asked].tolist()
         return TokenLogprobs(
             logprob=float(self.logprobs[index]),
             top_ids=self.top_ids[index, :num_top].tolist(),
             top_logprobs=self.top_logprobs[index, :num_top].tolist(),
+            asked=asked,
         )

@@ -12,6 +12,7 @@ MAX_FORBIDDEN = 20  # ids that a minimum length forbids, per row; bounds the sam
 
 _NO_IDS: I32 = np.empty(0, np.int32)
 _NO_VALUES: F32 = np.empty(0, np.float32)
+_NOTHING_ASKED: I32 = np.empty((0, 0), np.int32)
 
 
 class Chunk(NamedTuple):
@@ -46,6 +47,7 @@ class SamplingTable:
         self.bias_ids = [_NO_IDS] * num_slots
         self.bias_values = [_NO_VALUES] * num_slots
         self.forbidden = [_NO_IDS] * num_slots
+        self.asked_ids = [_NO_IDS] * num_slots
 
     def bind(self, slot: int, request: Request) -> None:
         """Fill the row of `slot` for its new owner."""
@@ -66,15 +68,17 @@ class SamplingTable:
         self.bias_ids[slot] = np.fromiter(bias.keys(), np.int32, len(bias))
         self.bias_values[slot] = np.fromiter(bias.values(), np.float32, len(bias))
         self.forbidden[slot] = _forbidden(request)
+        self.asked_ids[slot] = np.array(params.logprob_token_ids, np.int32)
 
     def gather(
         self, rows: Sequence[Request], slots: I32, indices: I32
     ) -> tuple[SamplingArrays, SamplingVariant]:
         """The arrays for requests `rows` [L] in `slots` [L], and the variant that they need."""
         variant = SamplingVariant(int(self.variant[slots].max(initial=0)))
-        bias_rows, bias_ids, bias_values = _NO_IDS, _NO_IDS, _NO_VALUES
+        bias_rows, bias_ids, bias_values, asked_ids = _NO_IDS, _NO_IDS, _NO_VALUES, _NOTHING_ASKED
         if variant == SamplingVariant.FULL:
             bias_rows, bias_ids, bias_values = self._biases(rows)
+            asked_ids = self._asked(rows)
         arrays = SamplingArrays(
             slots=slots,
             temperature=self.temperature[slots],
@@ -90,8 +94,20 @@ class SamplingTable:
             bias_rows=bias_rows,
             bias_ids=bias_ids,
             bias_values=bias_values,
+            asked_ids=asked_ids,
         )
         return arrays, variant
+
+    def _asked(self, rows: Sequence[Request]) -> I32:
+        """[L, K] the ids that each row asks the logprobs of, the shorter filled up with 0."""
+        asked = [self.asked_ids[request.slot] for request in rows]
+        most = max(map(len, asked), default=0)
+        if not most:
+            return _NOTHING_ASKED
+        ids = np.zeros((len(rows), most), np.int32)
+        for row, own in zip(ids, asked, strict=True):
+            row[: len(own)] = own
+        return ids
 
     def _biases(self, rows: Sequence[Request]) -> tuple[I32, I32, F32]:
         """Bias entries of all rows: logit_bias, and -inf for ids that a minimum length forbids."""

@@ -56,6 +56,7 @@ class Limits:
             raise RequestError("the engine makes no embeddings; with embedding_pooling last or mean it does")
         self._check_ids("logit_bias", params.logit_bias)
         self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._check_ids("logprob_token_ids", params.logprob_token_ids)
         wanted = self.max_tokens if params.max_new_tokens is None else params.max_new_tokens
         request.output_limit = min(wanted, self.max_tokens - len(prompt))
         request.whole = params.embed and self.pooling == "mean"

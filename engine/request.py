@@ -15,6 +15,7 @@ from .radix_cache import RadixNode
 MAX_LOGIT_BIAS = 300  # entries per request, as OpenAI allows
 MAX_STOP_TOKEN_IDS = 16  # with the bias entries, these bound the sampler's scatter (see batch.py)
 MAX_TOP_LOGPROBS = 20
+MAX_LOGPROB_TOKEN_IDS = 64  # of one request: each is looked up in every wanted position's logits
 MAX_N = 128
 
 
@@ -41,7 +42,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` -1 keeps the whole vocabulary. `logprobs` None returns none,
     0 the chosen token's, k also the k likeliest; they are of the model's own distribution, before
-    temperature and penalties. `max_new_tokens` None runs to the end of the context.
+    temperature and penalties. `logprob_token_ids` are given with them, whatever their rank.
+    `max_new_tokens` None runs to the end of the context.
     `embed` asks for the prompt's embedding in place of text (see `pooling.EMBED`).
     `sampling_seed` fixes the text for a prompt whatever else is in the batch.
     `grammar` is what the output has to match; the end of a text that may not go on ends it, even before
@@ -68,6 +70,7 @@ class SamplingParams:
     no_stop_trim: bool = False
     n: int = 1
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     embed: bool = False
     grammar: GrammarSpec | None = field(default=None, metadata={"flag": False})  # has flags of its own
 
@@ -76,6 +79,7 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logprob_token_ids", tuple(self.logprob_token_ids))
         if self.max_new_tokens is not None:
             _check_int("max_new_tokens", self.max_new_tokens, 1, None)
         _check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
@@ -94,6 +98,10 @@ class SamplingParams:
             raise RequestError("embed is true; accepted is that with max_new_tokens 1 and n 1", "embed")
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        elif self.logprob_token_ids:
+            raise RequestError(
+                "logprob_token_ids is given; it is accepted only with logprobs", "logprob_token_ids"
+            )
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(
                 f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are accepted",
@@ -102,14 +110,8 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _check_int("logit_bias", token, 0, None, hint="token ids as keys")
             _check_float("logit_bias", bias, -100.0, 100.0)
-        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            raise RequestError(
-                f"stop_token_ids has {len(self.stop_token_ids)} entries; at most {MAX_STOP_TOKEN_IDS}"
-                " are accepted",
-                "stop_token_ids",
-            )
-        for token in self.stop_token_ids:
-            _check_int("stop_token_ids", token, 0, None, hint="token ids")
+        _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        _check_ids("logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
         if self.grammar is not None and not isinstance(self.grammar, GrammarSpec):
             raise RequestError(f"grammar is {self.grammar!r:.80}; accepted is a GrammarSpec", "grammar")
         for text in self.stop:
@@ -146,6 +148,13 @@ def _check_int(name: str, value: object, low: int | None, high: int | None, hint
     raise RequestError(f"{name} is {value!r}; accepted is {hint}", name)
 
 
+def _check_ids(name: str, ids: tuple[int, ...], most: int) -> None:
+    if len(ids) > most:
+        raise RequestError(f"{name} has {len(ids)} entries; at most {most} are accepted", name)
+    for token in ids:
+        _check_int(name, token, 0, None, hint="token ids")
+
+
 def _check_float(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
     good = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
     if good and math.isfinite(value) and low <= value <= high and not (open_low and value == low):  # type: ignore[arg-type, operator]
@@ -156,11 +165,12 @@ def _check_float(name: str, value: object, low: float, high: float, open_low: bo
 
 @dataclass(slots=True, kw_only=True)
 class TokenLogprobs:
-    """The chosen token's log probability and the likeliest alternatives, best first."""
+    """The chosen token's log probability, the likeliest alternatives, best first, and those asked for."""
 
     logprob: float
     top_ids: list[int]
     top_logprobs: list[float]
+    asked: list[float] = field(default_factory=list)  # of params.logprob_token_ids, in their order
 
 
 @dataclass(slots=True, eq=False)

@@ -111,7 +111,8 @@ class RequestBuilder:
                 f"stop has a string of {longest} characters; accepted are at most {MAX_STOP_CHARACTERS}",
                 "stop",
             )
-        for field, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        for field in ("logit_bias", "stop_token_ids", "logprob_token_ids"):
+            ids = getattr(params, field)
             if any(index >= self._info.vocab_size for index in ids):
                 raise RequestError(_out_of_vocabulary(field, max(ids), self._info.vocab_size), field)
 

@@ -347,8 +347,9 @@ class Scheduler:
                     continue
             count += len(taken)
             output = TokenOutput.of(request, taken)
-            if with_logprobs and request.params.logprobs is not None:
-                output.logprobs = [tokens.logprobs_of(index, request.params.logprobs)]
+            if with_logprobs and (num_top := request.params.logprobs) is not None:
+                num_asked = len(request.params.logprob_token_ids)
+                output.logprobs = [tokens.logprobs_of(index, num_top, num_asked)]
             outputs.append(output)
         self.counters.generation_tokens += count
         return self.take_outputs()

@@ -22,6 +22,7 @@ class Row:
     forbidden: tuple[int, ...] = ()
     allowed: tuple[int, ...] | None = None  # None: anything
     variant: SamplingVariant = GREEDY
+    asked: tuple[int, ...] = ()  # ids whose logprobs are wanted
     computed: int = 0
     in_flight: int = 0
     output: list[int] = field(default_factory=list)
@@ -84,6 +85,9 @@ def sampling_arrays(rows: Sequence[Row], indices: np.ndarray) -> SamplingArrays:
     ones, zeros = np.ones(count, np.float32), np.zeros(count, np.float32)
     full = max((row.variant for row in rows), default=GREEDY) == FULL
     biased = [(index, token) for index, row in enumerate(rows) for token in row.forbidden if full]
+    asked = np.zeros((count, max((len(row.asked) for row in rows), default=0)), np.int32)
+    for ids, row in zip(asked, rows, strict=True):
+        ids[: len(row.asked)] = row.asked
     return SamplingArrays(
         slots=i32([row.slot for row in rows]),
         temperature=np.array([0.0 if row.seed is None else 1.0 for row in rows], np.float32),
@@ -99,6 +103,7 @@ def sampling_arrays(rows: Sequence[Row], indices: np.ndarray) -> SamplingArrays:
         bias_rows=i32([index for index, _ in biased]),
         bias_ids=i32([token for _, token in biased]),
         bias_values=np.full(len(biased), -np.inf, np.float32),
+        asked_ids=asked if asked.size else np.zeros((0, 0), np.int32),
     )
 
 

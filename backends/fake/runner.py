@@ -115,7 +115,7 @@ class FakeRunner:
         likeliest = self._likeliest(np.where(greedy, hashes, hashes + salt))
         tokens = self._choose(likeliest, batch, masks)
         self._slots[batch.sampling.slots] = tokens
-        sampled = _step_tokens(tokens, likeliest, self.vocab_size, batch.variant)
+        sampled = _step_tokens(tokens, likeliest, self.vocab_size, batch)
         if not len(batch.pooled):
             return sampled
         _require(self._pooling != "none", "an embedding, which this runner does not make")
@@ -246,15 +246,18 @@ def read_pace(model_path: str) -> dict[str, float]:
     return pace
 
 
-def _step_tokens(tokens: I64, likeliest: I64, vocab_size: int, variant: SamplingVariant) -> StepTokens:
+def _step_tokens(tokens: I64, likeliest: I64, vocab_size: int, batch: ScheduleBatch) -> StepTokens:
     """The pretended logprobs fall by 1 from id to id, from the likeliest upwards."""
-    if variant != SamplingVariant.FULL:
+    if batch.variant != SamplingVariant.FULL:
         return StepTokens(tokens.astype(np.int32))
     ranks = np.arange(MAX_TOP_LOGPROBS)
     top_ids = ((likeliest[:, None] + ranks) % vocab_size).astype(np.int32)
     top_logprobs = np.broadcast_to(-0.5 - ranks, top_ids.shape).astype(np.float32)
     logprobs = (-0.5 - (tokens - likeliest) % vocab_size).astype(np.float32)
-    return StepTokens(tokens.astype(np.int32), logprobs, top_ids, top_logprobs)
+    asked, asked_logprobs = batch.sampling.asked_ids, None
+    if asked.size:
+        asked_logprobs = (-0.5 - (asked - likeliest[:, None]) % vocab_size).astype(np.float32)
+    return StepTokens(tokens.astype(np.int32), logprobs, top_ids, top_logprobs, asked_logprobs)
 
 
 def check_batch(batch: ScheduleBatch, capacity: RunnerCapacity) -> None:
@@ -296,6 +299,7 @@ def check_batch(batch: ScheduleBatch, capacity: RunnerCapacity) -> None:
     _require((np.diff(constrained) > 0).all() and (constrained < len(wanted)).all(), "constrained")
     _require((sampling.indices == batch.positions[wanted] + 1).all(), "sampling indices")
     _require(len(np.unique(sampling.slots)) == len(wanted), "two samples share a slot")
+    _require(not sampling.asked_ids.size or len(sampling.asked_ids) == len(wanted), "asked_ids")
 
 
 def _require(good: bool | np.bool_, message: str) -> None:

@@ -16,7 +16,7 @@ from jax import lax
 
 from ...engine.batch import U32, SamplingVariant, ScheduleBatch
 from ...engine.batch_builder import MAX_FORBIDDEN
-from ...engine.request import MAX_LOGIT_BIAS
+from ...engine.request import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKEN_IDS
 from ...engine.runner import RunnerCapacity
 from ...kernels.paged_attention.rows import RaggedRows
 from ...kernels.paged_attention.tpu_blocks import LANES, TABLE_ROOM
@@ -41,6 +41,7 @@ class Sampling(NamedTuple):
     bias_rows: jax.Array
     bias_ids: jax.Array
     bias_values: jax.Array
+    asked_ids: jax.Array  # [L, MAX_LOGPROB_TOKEN_IDS]
 
 
 class ForwardBatch(NamedTuple):
@@ -130,6 +131,7 @@ class Layout:
                 _Field("bias_rows", rows * MAX_BIAS, np.int32, rows),  # out of range: dropped
                 _Field("bias_ids", rows * MAX_BIAS, np.int32, 0),
                 _Field("bias_values", rows * MAX_BIAS, np.float32, 0.0),
+                _Field("asked_ids", rows * MAX_LOGPROB_TOKEN_IDS, np.int32, 0),
             ]
         if part == Part.SAMPLE:
             fields.append(_Field("masks", rows * self.mask_words, np.uint32, 0xFFFFFFFF))
@@ -167,7 +169,8 @@ class Layout:
         nothing, counts = jnp.zeros(0, jnp.int32), got["counts"]
         got |= {"num_rows": counts[0], "num_decode_rows": counts[1], "num_wanted": counts[2]}
         got["reshapes"] = counts[3] > 0
-        got["masks"] = got.get("masks", nothing).reshape(self.rows, -1)
+        for name in ("masks", "asked_ids"):
+            got[name] = got.get(name, nothing).reshape(self.rows, -1)
         got["rows"] = RaggedRows(**{name: got.get(name, nothing) for name in RaggedRows._fields})
         got["sampling"] = Sampling(**{name: got.get(name, nothing) for name in Sampling._fields})
         return ForwardBatch(**{name: got.get(name, nothing) for name in ForwardBatch._fields})
@@ -187,4 +190,7 @@ class Layout:
             if masks is not None:
                 words[batch.constrained] = masks
             return words.reshape(-1)
+        if name == "asked_ids":
+            asked = batch.sampling.asked_ids
+            return np.pad(asked, ((0, 0), (0, MAX_LOGPROB_TOKEN_IDS - asked.shape[1]))).reshape(-1)
         return getattr(batch if hasattr(batch, name) else batch.sampling, name)

@@ -56,9 +56,8 @@ class VocabShards:
         return jnp.take_along_axis(ids, shard[None], 0)[0]
 
     def pick(self, values: jax.Array, ids: jax.Array) -> jax.Array:
-        """The value of one id a row, ids [rows]; [rows]."""
-        here = jnp.take_along_axis(values, self.local(ids)[:, None], -1, mode="fill", fill_value=0)
-        return self.axis.sum(here[:, 0])
+        """The values of k ids a row, ids [rows, k]; [rows, k]."""
+        return self.axis.sum(jnp.take_along_axis(values, self.local(ids), -1, mode="fill", fill_value=0))
 
     def top_k(self, values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         """The k largest values of each row and their ids, best first, [rows, k] each."""

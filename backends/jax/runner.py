@@ -97,6 +97,8 @@ class JaxRunner:
         launched = self.launch(shape, self._layouts[shape].pack(batches))
         if not any(batch is not None and len(batch.pooled) for batch in batches):
             launched.pop("pooled", None)  # which nobody wants on the host
+        if not any(batch is not None and batch.sampling.asked_ids.size for batch in batches):
+            launched.pop("asked_logprobs", None)
         if not halves:
             return _Pending(batches, launched)
         sampler = sampler_of(shape, self.capacity.max_running_requests)

@@ -32,7 +32,9 @@ def sample(
     vocab = VocabShards(tensor, logits.shape[-1])
     shaped = _reshape(logits, batch, pages, vocab) if full else logits
     token_ids = _draw(shaped, batch.sampling, vocab)
-    return {"token_ids": token_ids, **(_logprobs(logits, token_ids, vocab) if full else {})}
+    if not full:
+        return {"token_ids": token_ids}
+    return {"token_ids": token_ids, **_logprobs(logits, token_ids, batch.sampling.asked_ids, vocab)}
 
 
 def sample_masked(
@@ -46,9 +48,10 @@ def sample_masked(
     shaped = jnp.where(vocab.unpack(batch.masks), shaped, -jnp.inf)
     token_ids = _draw(shaped, batch.sampling, vocab)
     of_chosen = partial(_logprobs, vocab=vocab)
-    shapes = jax.eval_shape(of_chosen, logits, token_ids)
+    operands = (logits, token_ids, batch.sampling.asked_ids)
+    shapes = jax.eval_shape(of_chosen, *operands)
     nothing = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
-    return {"token_ids": token_ids, **lax.cond(full, of_chosen, lambda *_: nothing, logits, token_ids)}
+    return {"token_ids": token_ids, **lax.cond(full, of_chosen, lambda *_: nothing, *operands)}
 
 
 def _draw(logits: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Array:
@@ -59,13 +62,22 @@ def _draw(logits: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Arra
     return jnp.where(drawing, drawn, greedy)
 
 
-def _logprobs(logits: jax.Array, token_ids: jax.Array, vocab: VocabShards) -> dict[str, jax.Array]:
-    """Log probabilities of the chosen tokens and of the likeliest, by the names of `StepTokens`."""
+def _logprobs(
+    logits: jax.Array, token_ids: jax.Array, asked_ids: jax.Array, vocab: VocabShards
+) -> dict[str, jax.Array]:
+    """Log probabilities of the chosen tokens [L], of the likeliest and of asked ones [L, K], by the names of
+    `StepTokens`."""
     shifted = logits - vocab.max(logits)
     logprobs = shifted - jnp.log(vocab.sum(jnp.exp(shifted)))
     top_logprobs, top_ids = vocab.top_k(logprobs, MAX_TOP_LOGPROBS)
-    chosen = vocab.pick(logprobs, token_ids)
-    return {"logprobs": chosen, "top_ids": top_ids, "top_logprobs": top_logprobs}
+    # one look-up of all: on a mesh the shards meet but once
+    picked = vocab.pick(logprobs, jnp.concatenate([token_ids[:, None], asked_ids], 1))
+    return {
+        "logprobs": picked[:, 0],
+        "top_ids": top_ids,
+        "top_logprobs": top_logprobs,
+        "asked_logprobs": picked[:, 1:],
+    }
 
 
 class History:

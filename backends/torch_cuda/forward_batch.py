@@ -36,6 +36,7 @@ class Sampling(NamedTuple):
     bias_rows: Tensor
     bias_ids: Tensor
     bias_values: Tensor
+    asked_ids: Tensor  # [L, K]
 
 
 class ForwardBatch(NamedTuple):
@@ -60,7 +61,8 @@ class _Field(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each field lies of a step with so many tokens, rows, wanted positions and bias entries.
+    """Where each field lies of a step with so many tokens, rows, wanted positions, bias entries, and ids
+    whose logprobs each wanted position asks for.
 
     A step may be smaller if all its rows decode: the layout's other rows have no keys, write to the page
     after the last usable one and sample into the slot after the last one.
@@ -72,6 +74,7 @@ class Layout:
     decode_rows: int
     pages: int
     biases: int
+    asked: int
     variant: SamplingVariant
     capacity: RunnerCapacity
 
@@ -85,6 +88,7 @@ class Layout:
             decode_rows=batch.num_decode_rows,
             pages=len(batch.page_indices),
             biases=len(batch.sampling.bias_ids),
+            asked=batch.sampling.asked_ids.shape[1],
             variant=batch.variant,
             capacity=capacity,
         )
@@ -93,7 +97,7 @@ class Layout:
     def decode(bucket: int, variant: SamplingVariant, capacity: RunnerCapacity) -> "Layout":
         """The layout of up to `bucket` decode rows."""
         pages = capacity.max_page_indices
-        return Layout(bucket, bucket, bucket, bucket, pages, 0, variant, capacity)
+        return Layout(bucket, bucket, bucket, bucket, pages, 0, 0, variant, capacity)
 
     @cached_property
     def fields(self) -> tuple[_Field, ...]:
@@ -128,6 +132,7 @@ class Layout:
                 _Field("bias_rows", self.biases, np.int32, 0),
                 _Field("bias_ids", self.biases, np.int32, 0),
                 _Field("bias_values", self.biases, np.float32, 0.0),
+                _Field("asked_ids", wanted * self.asked, np.int32, 0),
             ]
         return (*fields, _Field("page_indices", self.pages, np.int32, 0))
 
@@ -147,7 +152,7 @@ class Layout:
     def pack(self, batch: ScheduleBatch, packed: np.ndarray) -> None:
         """Write the batch into int32 `packed` of `size(len(batch.page_indices))` words."""
         for field in self.fields:
-            values = getattr(batch if hasattr(batch, field.name) else batch.sampling, field.name)
+            values = getattr(batch if hasattr(batch, field.name) else batch.sampling, field.name).reshape(-1)
             start, count = self.starts[field.name], len(values)
             view: np.ndarray = packed[start : start + field.length].view(field.dtype)
             view[:count] = values
@@ -166,6 +171,7 @@ class Layout:
         for field in self.fields:
             words = packed[self.starts[field.name] :][: field.length]
             got[field.name] = words.view(torch.float32) if field.dtype == np.float32 else words
+        got["asked_ids"] = got.get("asked_ids", packed[:0]).view(-1, self.asked or 1)
         rows = RaggedRows(
             **{name: got[name] for name in RaggedRows._fields if name in got},
             num_rows=self.rows,

@@ -55,12 +55,15 @@ def sample(
     logprobs = logits.log_softmax(-1, dtype=torch.float32)
     top_logprobs, top_ids = logprobs.topk(min(MAX_TOP_LOGPROBS, logits.shape[-1]))
     chosen = logprobs.gather(-1, token_ids.long()[:, None])[:, 0]
-    return {
+    found = {
         "token_ids": token_ids,
         "logprobs": chosen,
         "top_ids": top_ids.int(),
         "top_logprobs": top_logprobs,
     }
+    if len(sampling.asked_ids):
+        found["asked_logprobs"] = logprobs.gather(-1, sampling.asked_ids.long())
+    return found
 
 
 def _reshape(logits: Tensor, batch: ForwardBatch, page_tokens: Tensor) -> Tensor:

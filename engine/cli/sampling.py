@@ -33,6 +33,7 @@ _HELPS = {
     "no_stop_trim": "keep the stop string in the text",
     "n": "texts for each prompt",
     "logprobs": "log probabilities: 0 of the chosen token, k of the k likeliest too (default: none)",
+    "logprob_token_ids": "token id whose log probability is told too; may be given several times",
 }
 
 _GRAMMARS: tuple[tuple[GrammarKind, str, str], ...] = (

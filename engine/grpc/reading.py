@@ -54,7 +54,7 @@ def _params(server: Server, sampling: Any) -> SamplingParams:
     """Its fields have SamplingParams' names."""
     given = {field.name: value for field, value in sampling.ListFields() if field.name not in KINDS}
     given["grammar"] = _grammar(sampling)
-    for name in ("stop", "stop_token_ids"):
+    for name in ("stop", "stop_token_ids", "logprob_token_ids"):
         given[name] = tuple(getattr(sampling, name))
     given["logit_bias"] = dict(sampling.logit_bias)
     names = {name: f"sampling.{name}" for name in SamplingParams.__dataclass_fields__}
@@ -97,7 +97,12 @@ def generate_response(output: RequestOutput) -> dict[str, Any]:
         "text": output.text_delta,
         "token_ids": output.new_token_ids,
         "logprobs": [
-            {"logprob": each.logprob, "top_ids": each.top_ids, "top_logprobs": each.top_logprobs}
+            {
+                "logprob": each.logprob,
+                "top_ids": each.top_ids,
+                "top_logprobs": each.top_logprobs,
+                "asked": each.asked,
+            }
             for each in logprobs
         ],
         "prompt_tokens": output.num_prompt_tokens,

@@ -1,7 +1,7 @@
 """From a checked HTTP request to the engine's outputs: batches, time limits, clients that leave."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -33,6 +33,8 @@ class Job:
     extra_key: str = ""
     id_field: str = "rid"  # what the client calls the id
     ids: tuple[str, ...] = ()  # P, where the client named each prompt
+    # engine's name of a field -> the client's, where it is at another place than `sampling_field`
+    names: Mapping[str, str] | None = None
     grammar_field: str = ""  # what the client calls the grammar, where it is not its kind
 
     @property
@@ -100,6 +102,9 @@ def _in_clients_words(error: RequestError, job: Job) -> RequestError:
     elif error.field == "request_id":
         name = job.id_field
         return RequestError(str(error).replace("request_id", name, 1), name, error.status)
+    elif job.names and error.field in job.names:
+        name = job.names[error.field]
+        return RequestError(str(error).replace(error.field, name, 1), name, error.status)
     elif error.field in KINDS and job.grammar_field:
         text = str(error).replace(error.field, job.grammar_field, 1)
         return RequestError(text, job.grammar_field, error.status)

@@ -1,5 +1,6 @@
 """Log probabilities in the three forms that clients know: completions, chat, and SGLang's."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -68,9 +69,14 @@ def chat_logprobs(
 
 
 def native_logprobs(
-    texts: TokenTexts | None, ids: list[int], logprobs: list[TokenLogprobs], count: int
+    texts: TokenTexts | None,
+    ids: list[int],
+    logprobs: list[TokenLogprobs],
+    count: int,
+    asked: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """SGLang's form: [logprob, token id, text or null] a token; no texts when `texts` is None."""
+    """SGLang's form: [logprob, token id, text or null] a token; no texts when `texts` is None. `asked` are
+    the request's `logprob_token_ids`."""
 
     def entry(token: int, value: float) -> list[Any]:
         return [value, token, texts.text(token) if texts else None]
@@ -83,6 +89,10 @@ def native_logprobs(
     if count:
         found["output_top_logprobs"] = [
             [entry(token, value) for token, value in _top(each, count)] for each in logprobs
+        ]
+    if asked:
+        found["output_token_ids_logprobs"] = [
+            [entry(token, value) for token, value in zip(asked, each.asked, strict=True)] for each in logprobs
         ]
     return found
 

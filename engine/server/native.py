@@ -16,7 +16,7 @@ from ..request import FinishReason, SamplingParams
 from .generation import Job, collect, outputs
 from .logprobs import native_logprobs
 from .openai_common import need_tokenizer
-from .protocol.native import GenerateBody, read_sampling
+from .protocol.native import LOGPROB_NAMES, GenerateBody, Logprobs, read_sampling
 from .protocol.openai import read_prompts
 from .responses import json_response
 from .routes import post
@@ -50,7 +50,11 @@ class _Answer:
         want = _spread(body.return_logprob, count, "return_logprob")
         self._tops = _spread(body.top_logprobs_num, count, "top_logprobs_num")
         self._texts = server.texts if body.return_text_in_logprobs else None
-        logprobs = [top if on else None for on, top in zip(want, self._tops, strict=True)]
+        self._asked = _asked(body, want)
+        logprobs = [
+            Logprobs(top if on else None, asked)
+            for on, top, asked in zip(want, self._tops, self._asked, strict=True)
+        ]
         params = _params(server, body, logprobs)
         field = "text" if body.text is not None else "input_ids"
         ids = _ids(body, count)
@@ -61,6 +65,7 @@ class _Answer:
             ids=ids if isinstance(body.rid, list) else (),
             field=field,
             sampling_field="sampling_params",
+            names=LOGPROB_NAMES,
             priority=body.priority,
             extra_key=body.extra_key,
         )
@@ -88,7 +93,8 @@ class _Answer:
             "e2e_latency": time.perf_counter() - self._started,
         }
         if output.logprobs is not None:
-            meta |= native_logprobs(self._texts, output.token_ids, output.logprobs, self._tops[prompt])
+            top, asked = self._tops[prompt], self._asked[prompt]
+            meta |= native_logprobs(self._texts, output.token_ids, output.logprobs, top, asked)
         return {"text": output.text, "output_ids": output.token_ids, "meta_info": meta}
 
 
@@ -102,19 +108,32 @@ def _prompts(server: Server, body: GenerateBody) -> tuple[list[str | list[int]],
     return read_prompts(body.input_ids), not isinstance((body.input_ids or [0])[0], list)
 
 
-def _params(server: Server, body: GenerateBody, logprobs: list[int | None]) -> list[SamplingParams]:
+def _asked(body: GenerateBody, want: list[bool]) -> list[tuple[int, ...]]:
+    """The ids whose log probabilities each prompt asks for: one list for all, or one for each."""
+    given: Any = body.token_ids_logprob
+    many = bool(given) and isinstance(given[0], list)
+    asked = [tuple(each) for each in (_spread(given, len(want), "token_ids_logprob") if many else [given])]
+    asked = asked if many else asked * len(want)
+    if any(ids and not on for ids, on in zip(asked, want, strict=True)):
+        raise RequestError(
+            "token_ids_logprob is given; it is accepted only with return_logprob true", "token_ids_logprob"
+        )
+    return asked
+
+
+def _params(server: Server, body: GenerateBody, logprobs: list[Logprobs]) -> list[SamplingParams]:
     """One for each prompt; `logprobs` is what each asks for."""
     given = body.sampling_params
     if isinstance(given, dict):
         made = {
-            count: read_sampling(given, "sampling_params", server.llm.info.default_sampling, count)
-            for count in set(logprobs)
+            each: read_sampling(given, "sampling_params", server.llm.info.default_sampling, each)
+            for each in set(logprobs)
         }
-        return [made[count] for count in logprobs]
+        return [made[each] for each in logprobs]
     given = _spread(given, len(logprobs), "sampling_params")
     return [
-        read_sampling(each, f"sampling_params[{k}]", server.llm.info.default_sampling, count)
-        for k, (each, count) in enumerate(zip(given, logprobs, strict=True))
+        read_sampling(each, f"sampling_params[{k}]", server.llm.info.default_sampling, wanted)
+        for k, (each, wanted) in enumerate(zip(given, logprobs, strict=True))
     ]
 
 

@@ -32,13 +32,14 @@ class Case:
     """A runner under test, warmed up. It needs 32 pages, 4 rows, 32 tokens a step and 64 page table entries.
 
     `oracle(prompt, count, seed)` gives its tokens without it, for the `seeds` that it knows (None is greedy);
-    `scores(tokens)` how likely each id comes next.
+    `scores(tokens)` how likely each id comes next, and `logprobs(tokens)` with which log probability.
     """
 
     create: Callable[[], ModelRunner]
     vocab_size: int
     oracle: Callable[[Sequence[int], int, int | None], list[int]]
     scores: Callable[[Sequence[int]], np.ndarray]
+    logprobs: Callable[[Sequence[int]], np.ndarray]
     seeds: tuple[int | None, ...] = (None,)
 
 
@@ -49,7 +50,11 @@ def fake_case() -> Case:
     def scores(tokens: Sequence[int]) -> np.ndarray:
         return -((np.arange(997) - oracle(tokens, 1, None)[0]) % 997)
 
-    return Case(lambda: FakeRunner(RunnerCapacity(48, 8, 6, 64, 96), 997), 997, oracle, scores, (None, 5))
+    def logprobs(tokens: Sequence[int]) -> np.ndarray:
+        return scores(tokens) - 0.5
+
+    capacity = RunnerCapacity(48, 8, 6, 64, 96)
+    return Case(lambda: FakeRunner(capacity, 997), 997, oracle, scores, logprobs, (None, 5))
 
 
 def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1, dp_size: int = 1) -> Case:
@@ -74,7 +79,11 @@ def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1, dp_
     def scores(tokens: Sequence[int]) -> np.ndarray:
         return oracle_logits(model, list(tokens))[-1]
 
-    return Case(create, 160, oracle, scores)
+    def logprobs(tokens: Sequence[int]) -> np.ndarray:
+        logits = scores(tokens).astype(np.float64)
+        return logits - np.log(np.exp(logits).sum())
+
+    return Case(create, 160, oracle, scores, logprobs)
 
 
 RUNNERS: dict[str, Callable[[], Case]] = {
@@ -362,6 +371,31 @@ def test_logprobs_come_best_first(bench: Bench) -> None:
     assert (np.diff(result.top_logprobs[0]) <= 0).all() and result.top_logprobs[0, 0] <= 0
     assert result.top_ids[0, 0] == row.output[0]  # greedy
     assert np.isclose(result.logprobs[0], result.top_logprobs[0, 0])
+
+
+def test_logprobs_of_ids_that_rows_ask_for(bench: Bench) -> None:
+    """Each row has as many as it asks for, whatever their rank, and its token is what it was without."""
+    last = bench.case.vocab_size - 1
+    prompts, asked = [bench.prompt(each) for each in (9, 5, 11)], [(), (3, last, 0), tuple(range(64))]
+    want = [bench.alone(prompt, 2) for prompt in prompts]
+    free = bench.pages()
+    rows = [
+        Row(list(prompt), bench.pages_for(16, free), slot, variant=FULL, asked=ids)
+        for slot, (prompt, ids) in enumerate(zip(prompts, asked, strict=True))
+    ]
+    for counts in ([9, 5, 11], [1, 1, 1]):
+        known = [list(row.tokens) for row in rows]
+        got = bench.run(*zip(rows, counts, strict=True)).asked_logprobs
+        assert got is not None
+        for tokens, ids, found in zip(known, asked, got, strict=True):
+            expected = bench.case.logprobs(tokens)[list(ids)]
+            np.testing.assert_allclose(found[: len(ids)], expected, atol=2e-4)
+    assert [row.output for row in rows] == want
+    masked = replace(rows[1], allowed=(7, 8))
+    tokens = list(masked.tokens)
+    got = bench.run((rows[0], 1), (masked, 1)).asked_logprobs
+    assert got is not None and masked.output[-1] in (7, 8)
+    np.testing.assert_allclose(got[1, :3], bench.case.logprobs(tokens)[[3, last, 0]], atol=2e-4)
 
 
 def some_ids(bench: Bench, salt: int) -> tuple[int, ...]:

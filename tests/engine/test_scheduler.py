@@ -1,94 +1,14 @@
 """The scheduler, driven through the engine's loop with the fake runner, whose tokens the oracle knows."""
 
 import random
-from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
-from radixmesh.backends.fake.runner import FakeRunner
 from radixmesh.engine.batch import ScheduleBatch
-from radixmesh.engine.config import EngineConfig
-from radixmesh.engine.engine import Engine
 from radixmesh.engine.errors import QueueFullError, RequestError
-from radixmesh.engine.outputs import TokenOutput
-from radixmesh.engine.request import FinishReason, Request, SamplingParams
-from radixmesh.engine.runner import ModelInfo, RunnerCapacity
-
-VOCAB = 997
-EOS = 3
-
-
-def make_engine(
-    *, pages=64, page_size=4, rows=16, chunk=32, context=200, indices=None, eos_every=0, **options
-):
-    capacity = RunnerCapacity(
-        num_pages=pages,
-        page_size=page_size,
-        max_running_requests=rows,
-        max_step_tokens=chunk,
-        max_page_indices=indices or 4 * pages,
-    )
-    info = ModelInfo("fake", "", VOCAB, context, frozenset({EOS}))
-    runner = FakeRunner(capacity, VOCAB, eos_token_id=EOS, eos_every=eos_every)
-    return Engine(EngineConfig(**options), info, runner, strict=True)
-
-
-def make_request(name, prompt, max_new=8, *, priority=0, extra_key="", parent=None, seed=0, eos=(), **params):
-    return Request(
-        id=str(name),
-        prompt_ids=np.array(prompt, np.int32),
-        params=SamplingParams(**{"max_new_tokens": max_new, "temperature": 0.0, **params}),
-        seed=seed,
-        eos_token_ids=frozenset(eos),
-        priority=priority,
-        extra_key=extra_key,
-        parent_id=parent,
-    )
-
-
-@dataclass
-class Run:
-    """Drives an engine; after every step the books must balance."""
-
-    engine: Engine
-    tokens: dict[str, list[int]] = field(default_factory=dict)
-    last: dict[str, TokenOutput] = field(default_factory=dict)
-    finished: list[str] = field(default_factory=list)
-    deep: bool = True
-
-    def step(self):
-        outputs = self.engine.step()
-        for output in outputs:
-            assert output.request_id not in self.finished, "output after the last"
-            self.tokens.setdefault(output.request_id, []).extend(output.token_ids)
-            self.last[output.request_id] = output
-            if output.finish_reason is not None:
-                self.finished.append(output.request_id)
-        self.check()
-        return outputs
-
-    def check(self):
-        scheduler = self.engine.schedulers[0]
-        assert scheduler.find_lost_pages() is None
-        if self.deep:
-            scheduler.cache.check_integrity()
-            running = [*scheduler.prefilling.values(), *scheduler.decoding.values()]
-            own = [page for each in running for page in each.pages[each.num_tree_pages :]]
-            assert len(own) == len(set(own))
-            assert all(each.page_ids.tolist() == each.pages for each in running)
-
-    def all(self, limit=20_000):
-        for _ in range(limit):
-            if not self.engine.has_work:
-                break
-            self.step()
-        assert not self.engine.has_work, "still busy: somebody starves"
-        stats = self.engine.stats()
-        assert stats.free_pages + stats.cached_pages == stats.num_pages
-        assert stats.integrity_violations == stats.step_failures == 0
-        return self
+from radixmesh.engine.request import FinishReason
+from tests.engine.driving import EOS, VOCAB, Run, make_engine, make_request
 
 
 def random_prompts(rng, count, longest=60):
@@ -378,19 +298,6 @@ def test_ignore_eos_and_stop_token():
     assert run.tokens["ignore"] == free
     assert run.tokens["stop"] == free[: free.index(stop) + 1]
     assert (run.last["stop"].finish_reason, run.last["stop"].matched_stop) == (FinishReason.STOP, stop)
-
-
-def test_logprobs_only_for_those_who_asked():
-    engine = make_engine()
-    run = Run(engine)
-    engine.add_request(make_request("none", range(5), 1))
-    engine.add_request(make_request("own", range(6), 1, logprobs=0))
-    engine.add_request(make_request("three", range(7), 1, logprobs=3))
-    run.all()
-    assert run.last["none"].logprobs is None
-    own, three = ((run.last[name].logprobs or [])[0] for name in ("own", "three"))
-    assert own.logprob == -0.5 and own.top_ids == []
-    assert len(three.top_ids) == len(three.top_logprobs) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Bodies of SGLang's routes: /generate, /tokenize, /detokenize, /abort_request."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -21,6 +21,17 @@ _ONE_OR_MANY: dict[str, tuple[type, str]] = {
     "top_logprobs_num": (int, "an integer"),
     "rid": (str, "a string"),
 }
+
+
+# SamplingParams' fields that /generate has outside of `sampling_params` -> their names there
+LOGPROB_NAMES = {"logprobs": "top_logprobs_num", "logprob_token_ids": "token_ids_logprob"}
+
+
+class Logprobs(NamedTuple):
+    """The log probabilities that one prompt asks for, by the names of `SamplingParams`."""
+
+    logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
 
 
 class GenerateSampling(GrammarBody):
@@ -64,6 +75,7 @@ class GenerateBody(Body):
     stream: bool = False
     return_logprob: bool | list[bool] = False
     top_logprobs_num: Int | list[Int] = 0
+    token_ids_logprob: list[Int] | list[list[Int]] = Field(default_factory=list)
     return_text_in_logprobs: bool = False
     rid: str | list[str] | None = None
     priority: Priority = 0
@@ -73,7 +85,6 @@ class GenerateBody(Body):
     without_effect: ClassVar[frozenset[str]] = frozenset({"log_metrics", "no_logs", "custom_labels"})
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "logprob_start_len": (-1,),
-        "token_ids_logprob": ([],),
         "input_embeds": (),
         "image_data": ([], ""),
         "video_data": ([], ""),
@@ -98,6 +109,14 @@ class GenerateBody(Body):
             raise ValueError(f"{name}, or a list of such, one for each prompt")
         return value
 
+    @field_validator("token_ids_logprob", mode="before")
+    @classmethod
+    def _ids_or_many(cls, value: object) -> object:
+        lists = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+        if not all(isinstance(ids, list) and all(type(each) is int for each in ids) for ids in lists):
+            raise ValueError("a list of token ids, or a list of such, one for each prompt")
+        return value
+
     @field_validator("input_ids", mode="before", json_schema_input_type=IdsInput)
     @classmethod
     def _ids(cls, value: object) -> object:
@@ -108,7 +127,7 @@ class GenerateBody(Body):
 
 
 def read_sampling(
-    data: object, where: str, defaults: Mapping[str, float | int], logprobs: int | None
+    data: object, where: str, defaults: Mapping[str, float | int], logprobs: Logprobs
 ) -> SamplingParams:
     """The engine's parameters for one `sampling_params` object at the JSON path `where`."""
     body = parse(GenerateSampling, data, where)
@@ -120,9 +139,9 @@ def read_sampling(
     fields |= given
     fields["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     try:
-        return SamplingParams(logprobs=logprobs, grammar=grammar, **fields)
+        return SamplingParams(**logprobs._asdict(), grammar=grammar, **fields)
     except RequestError as error:
-        name = "top_logprobs_num" if error.field == "logprobs" else f"{where}.{error.field}"
+        name = LOGPROB_NAMES.get(error.field or "", f"{where}.{error.field}")
         text = str(error).replace(error.field or "", name, 1)
         raise RequestError(text, name, error.status) from None
 

@@ -24,7 +24,7 @@ from radixmesh.sharding.axis import MeshAxis
 from radixmesh.sharding.mesh import MeshSpec, make_mesh
 from radixmesh.sharding.rules import ShardingRules
 
-TOKENS, ROWS, TOP = 16, 8, 20
+TOKENS, ROWS, TOP, ASKED = 16, 8, 20, 64
 SPEC = ModelSpec(
     family="llama", vocab_size=509, hidden_size=64, intermediate_size=96, num_heads=8, num_kv_heads=2,
     head_dim=8, layers=(LayerSpec(),) * 5, context_length=64, norm_eps=1e-5, attention_scale=0.35,
@@ -85,7 +85,7 @@ def test_logprobs_and_penalties_send_twenty_candidates_a_row() -> None:
             f"all-reduce f32[{ROWS},1]": 4,  # log-softmax besides
             f"all-reduce f32[{ROWS},15,1]": 1,
             f"all-reduce s32[{ROWS},15,1]": 1,
-            f"all-reduce f32[{ROWS}]": 1,  # logprob of the chosen token
+            f"all-reduce f32[{ROWS},{1 + ASKED}]": 1,  # logprobs of the chosen token and of asked ones
             f"all-gather f32[4,{ROWS},{TOP}]": 1,
             f"all-gather s32[4,{ROWS},{TOP}]": 1,
         }

@@ -68,6 +68,7 @@ def batch_of(
             indices=i32(lengths),
             bias_rows=i32([row for row, _, _ in biases]),
             bias_ids=i32([token for _, token, _ in biases]),
+            asked_ids=i32([[(3 * row + each) % VOCAB for each in (0, 1, VOCAB - 5)] for row in range(rows)]),
             **arrays,
         ),
     )
@@ -155,6 +156,8 @@ def test_penalties_biases_and_logprobs() -> None:
         np.testing.assert_allclose(
             got["logprobs"], logprobs[np.arange(3), got["token_ids"]], atol=1e-5
         )  # of the model's own distribution
+        asked = np.take_along_axis(logprobs, np.asarray(batch.sampling.asked_ids), 1)
+        np.testing.assert_allclose(got["asked_logprobs"], asked, atol=1e-5)
         assert (got["top_ids"] == np.argsort(-logprobs, -1)[:, : got["top_ids"].shape[1]]).all()
 
 
@@ -217,5 +220,5 @@ def test_a_split_vocabulary_changes_nothing(shards: int) -> None:
             assert (masks[np.arange(rows), chosen // 32] >> (chosen % 32) & 1).all()
         if full:
             assert (got["top_ids"] == want["top_ids"]).all()
-            for name in ("logprobs", "top_logprobs"):
+            for name in ("logprobs", "top_logprobs", "asked_logprobs"):
                 np.testing.assert_allclose(got[name], want[name], atol=1e-5)

@@ -210,6 +210,7 @@ PLACES: dict[str, Place] = {
             "stream": True,
             "return_logprob": True,
             "top_logprobs_num": Effect(2, {"return_logprob": True}),
+            "token_ids_logprob": Effect([5, 6], {"return_logprob": True}),
             "return_text_in_logprobs": Effect(True, {"return_logprob": True}),
             "rid": "mine",
             "priority": 3,

@@ -95,6 +95,38 @@ def test_generate_logprobs(http: Any) -> None:
     assert [entry[2] for entry in meta["output_token_logprobs"]] == [text_of([token]) for token in tokens]
 
 
+def test_generate_logprobs_of_given_ids(http: Any) -> None:
+    body = {"input_ids": [[1, 2], [3]], "sampling_params": greedy(2), "return_logprob": True}
+    both = [[7, 258], [4]]
+    got = http.post("/generate", json={**body, "token_ids_logprob": both}).json()
+    for prompt, ids, each in zip(body["input_ids"], both, got, strict=True):
+        assert each["meta_info"]["output_token_ids_logprobs"] == [
+            [[-0.5 - (other - token) % VOCAB, other, None] for other in ids]
+            for token in tokens_after(prompt, 2)
+        ]
+    alike = http.post("/generate", json={**body, "token_ids_logprob": [4]}).json()
+    assert (
+        alike[1]["meta_info"]["output_token_ids_logprobs"] == got[1]["meta_info"]["output_token_ids_logprobs"]
+    )
+    assert len(alike[0]["meta_info"]["output_token_ids_logprobs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"token_ids_logprob": [1], "return_logprob": False}, "only with return_logprob"),
+        ({"token_ids_logprob": [259]}, "259"),
+        ({"token_ids_logprob": list(range(65))}, "at most 64"),
+        ({"token_ids_logprob": ["a"]}, "list of token ids"),
+        ({"token_ids_logprob": [[1], [2]]}, "2 entries"),
+    ],
+)
+def test_generate_refuses_ids_by_their_own_name(http: Any, fields: Any, message: str) -> None:
+    got = http.post("/generate", json={"input_ids": [1], "return_logprob": True, **fields})
+    assert got.status_code == 400 and message in got.text
+    assert "token_ids_logprob" in got.text and "logprob_token_ids" not in got.text
+
+
 def test_generate_stream_is_cumulative(http: Any) -> None:
     got = http.post("/generate", json={"text": "q", "sampling_params": greedy(9), "stream": True})
     assert got.headers["content-type"].startswith("text/event-stream")

@@ -51,7 +51,7 @@ def params_of(route: str, fields: dict[str, Any], defaults: dict[str, float] | N
     if route == "generate":
         names = {"seed": "sampling_seed", "min_tokens": "min_new_tokens"}
         data = {names.get(name, name): value for name, value in fields.items()}
-        return native.read_sampling(data, "sampling_params", defaults or {}, None)
+        return native.read_sampling(data, "sampling_params", defaults or {}, native.Logprobs())
     body: sampling.SamplingBody
     if route == "completions":
         body = parse(openai.CompletionBody, {"prompt": "a", **fields})
