@@ -1,7 +1,7 @@
 """`ScheduleBatch`: the host's plan for one step, in plain numpy.
 
 A step has a flat token axis: T tokens of S rows, decode rows first (one token each), then prefill
-chunks. Of these T positions, L want logits; each of the L yields one sampled token. Backends turn a
+chunks. Of these T positions, L want logits; each of the L yields one token: sampled, or given where a prompt is scored. Backends turn a
 ScheduleBatch into their ForwardBatch: on the device, padded to a bucket.
 """
 
@@ -30,7 +30,7 @@ class SamplingVariant(IntEnum):
 class SamplingArrays:
     """How the L wanted positions are sampled. `bias_*` are empty unless the variant is FULL."""
 
-    slots: I32  # [L] token slot that receives the sampled token
+    slots: I32  # [L] token slot that receives the token; the one after the last if it is given
     temperature: F32  # [L] 0 is greedy
     top_k: I32  # [L] 0 keeps the whole vocabulary
     top_p: F32  # [L] 1 is off
@@ -47,6 +47,8 @@ class SamplingArrays:
     bias_values: F32  # [B] -inf forbids the token (minimum length)
     # [L, K] ids whose logprobs are wanted, rows with fewer filled up with 0; empty if no row wants any
     asked_ids: I32 = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    # [L] the token that a prompt gives at a position in its middle, -1 to sample one; empty if none is given
+    given_ids: I32 = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class ScheduleBatch:
 
     step: int
     rows: tuple[Request, ...]  # S
-    sampled: tuple[Request, ...]  # L: the request that each wanted position samples for
+    sampled: tuple[Request, ...]  # L: the request that each wanted position is of
     variant: SamplingVariant
     num_decode_rows: int  # the first rows, of one token each
     token_ids: I32  # [T]
@@ -71,7 +73,7 @@ class ScheduleBatch:
     kv_lens: I32  # [S]
     page_indices: I32  # [P]
     page_offsets: I32  # [S + 1]
-    logits_positions: I32  # [L] into the flat token axis
+    logits_positions: I32  # [L] into the flat token axis, ascending
     logits_rows: I32  # [L] into the rows
     constrained: I32  # [C] into the wanted positions: those whose token a mask bounds
     sampling: SamplingArrays

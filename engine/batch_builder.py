@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .batch import F32, I32, SamplingArrays, SamplingVariant, ScheduleBatch
+from .prompt_logprobs import scored_positions
 from .request import Request, SamplingParams
 
 MAX_FORBIDDEN = 20  # ids that a minimum length forbids, per row; bounds the sampler's scatter
@@ -27,11 +28,21 @@ class Chunk(NamedTuple):
         """Whether it reaches the last token, whose logits give the next one."""
         return self.end == self.request.num_tokens
 
+    @property
+    def scored(self) -> range:
+        """Its positions whose logits tell how likely the prompt's next token was, where that is wanted."""
+        return scored_positions(self.request, self.start, self.end)
+
 
 class SamplingTable:
-    """What stays the same of a running request's sampling, one row per token slot; a step gathers from it."""
+    """What stays the same of a running request's sampling, one row per token slot; a step gathers from it.
+
+    The row after the last is neutral: that of positions whose token is given.
+    """
 
     def __init__(self, num_slots: int) -> None:
+        self.spare_slot = num_slots
+        num_slots += 1
         self.temperature = np.zeros(num_slots, np.float32)
         self.top_k = np.zeros(num_slots, np.int32)
         self.top_p = np.ones(num_slots, np.float32)
@@ -48,6 +59,7 @@ class SamplingTable:
         self.bias_values = [_NO_VALUES] * num_slots
         self.forbidden = [_NO_IDS] * num_slots
         self.asked_ids = [_NO_IDS] * num_slots
+        self.variant[self.spare_slot] = SamplingVariant.FULL
 
     def bind(self, slot: int, request: Request) -> None:
         """Fill the row of `slot` for its new owner."""
@@ -71,13 +83,13 @@ class SamplingTable:
         self.asked_ids[slot] = np.array(params.logprob_token_ids, np.int32)
 
     def gather(
-        self, rows: Sequence[Request], slots: I32, indices: I32
+        self, rows: Sequence[Request], slots: I32, indices: I32, given_ids: I32
     ) -> tuple[SamplingArrays, SamplingVariant]:
         """The arrays for requests `rows` [L] in `slots` [L], and the variant that they need."""
         variant = SamplingVariant(int(self.variant[slots].max(initial=0)))
         bias_rows, bias_ids, bias_values, asked_ids = _NO_IDS, _NO_IDS, _NO_VALUES, _NOTHING_ASKED
         if variant == SamplingVariant.FULL:
-            bias_rows, bias_ids, bias_values = self._biases(rows)
+            bias_rows, bias_ids, bias_values = self._biases(rows, slots)
             asked_ids = self._asked(rows)
         arrays = SamplingArrays(
             slots=slots,
@@ -95,6 +107,7 @@ class SamplingTable:
             bias_ids=bias_ids,
             bias_values=bias_values,
             asked_ids=asked_ids,
+            given_ids=given_ids,
         )
         return arrays, variant
 
@@ -109,11 +122,10 @@ class SamplingTable:
             row[: len(own)] = own
         return ids
 
-    def _biases(self, rows: Sequence[Request]) -> tuple[I32, I32, F32]:
+    def _biases(self, rows: Sequence[Request], slots: I32) -> tuple[I32, I32, F32]:
         """Bias entries of all rows: logit_bias, and -inf for ids that a minimum length forbids."""
         counts, ids, values = [], [_NO_IDS], [_NO_VALUES]
-        for request in rows:
-            slot = request.slot
+        for request, slot in zip(rows, slots.tolist(), strict=True):
             own, forbidden = self.bias_ids[slot], _NO_IDS
             if len(request.output_ids) + request.num_in_flight < request.params.min_new_tokens:
                 forbidden = self.forbidden[slot]
@@ -157,8 +169,12 @@ def build_batch(
     sampled = rows if len(sampling_chunks) == len(chunks) else (*decode, *(rows[i] for i in sampling_chunks))
     logits_rows = np.arange(len(sampled), dtype=np.int32)
     logits_rows[len(decode) :] = sampling_chunks
-    sampled_slots = slots[logits_rows]
-    sampling, variant = table.gather(sampled, sampled_slots, kv_lens[logits_rows])
+    wanted = _Wanted(cu_q_lens[1:][logits_rows] - 1, logits_rows, slots[logits_rows], _NO_IDS)
+    if any(chunk.scored for chunk in chunks):
+        wanted = _with_scored(wanted, chunks, len(decode), cu_q_lens, table.spare_slot)
+        sampled = tuple(rows[i] for i in wanted.rows.tolist())
+    indices = positions[wanted.positions] + 1
+    sampling, variant = table.gather(sampled, wanted.slots, indices, wanted.given_ids)
     return ScheduleBatch(
         step=step,
         rows=rows,
@@ -172,12 +188,39 @@ def build_batch(
         kv_lens=kv_lens,
         page_indices=page_indices,
         page_offsets=page_offsets,
-        logits_positions=cu_q_lens[1:][logits_rows] - 1,
-        logits_rows=logits_rows,
-        constrained=np.flatnonzero(table.constrained[sampled_slots]).astype(np.int32),
+        logits_positions=wanted.positions,
+        logits_rows=wanted.rows,
+        constrained=np.flatnonzero(table.constrained[wanted.slots]).astype(np.int32),
         sampling=sampling,
         pooled=np.flatnonzero(table.embeds[slots]).astype(np.int32),
     )
+
+
+class _Wanted(NamedTuple):
+    """The L positions whose logits are wanted."""
+
+    positions: I32  # [L] into the flat token axis
+    rows: I32  # [L]
+    slots: I32  # [L]
+    given_ids: I32  # [L], or empty
+
+
+def _with_scored(
+    sampled: _Wanted, chunks: Sequence[Chunk], num_decode_rows: int, cu_q_lens: I32, spare_slot: int
+) -> _Wanted:
+    """The positions that sample and those of chunks that are scored, in the order of the token axis."""
+    positions, rows, given = [sampled.positions], [sampled.rows], [np.full(len(sampled.rows), -1, np.int32)]
+    for row, chunk in enumerate(chunks, num_decode_rows):
+        scored = chunk.scored
+        first = cu_q_lens[row] - chunk.start
+        positions.append(np.arange(scored.start + first, scored.stop + first, dtype=np.int32))
+        rows.append(np.full(len(scored), row, np.int32))
+        given.append(chunk.request.prompt_ids[scored.start + 1 : scored.stop + 1])
+    slots = np.full(sum(map(len, rows)), spare_slot, np.int32)
+    slots[: len(sampled.slots)] = sampled.slots
+    at = np.concatenate(positions)
+    order = np.argsort(at)
+    return _Wanted(at[order], np.concatenate(rows)[order], slots[order], np.concatenate(given)[order])
 
 
 def _i32(values: list[int]) -> I32:

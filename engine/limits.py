@@ -57,7 +57,13 @@ class Limits:
         self._check_ids("logit_bias", params.logit_bias)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         self._check_ids("logprob_token_ids", params.logprob_token_ids)
-        wanted = self.max_tokens if params.max_new_tokens is None else params.max_new_tokens
+        if params.prompt_logprob_start >= len(prompt):
+            raise RequestError(
+                f"prompt_logprob_start is {params.prompt_logprob_start}; the prompt has {len(prompt)} tokens, so"
+                f" accepted are at most {len(prompt) - 1}",
+                "prompt_logprob_start",
+            )
+        wanted = self.max_tokens if params.max_new_tokens is None else max(params.max_new_tokens, 1)
         request.output_limit = min(wanted, self.max_tokens - len(prompt))
         request.whole = params.embed and self.pooling == "mean"
         request.last_position = len(prompt) + request.output_limit - 1

@@ -1,5 +1,7 @@
 """`OutputState`: one request's tokens to text, up to its stop string or its end."""
 
+from dataclasses import replace
+
 from .outputs import RequestOutput, TokenOutput
 from .request import FinishReason, Request, TokenLogprobs
 from .text.detokenizer import IncrementalDetokenizer
@@ -28,6 +30,8 @@ class OutputState:
         self._text = ""
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] | None = [] if request.params.logprobs is not None else None
+        self._prompt_logprobs: list[TokenLogprobs] | None = [] if request.params.scores_prompt else None
+        self._prompt_ids = request.prompt_ids.tolist() if request.params.scores_prompt else None
         self._num_prompt_tokens = request.num_prompt_tokens
         self._num_cached_tokens = 0
         self.finished = False
@@ -35,6 +39,8 @@ class OutputState:
 
     def feed(self, output: TokenOutput) -> RequestOutput:
         """Take in what the engine brought. Not to be called once `finished`."""
+        if self._params.max_new_tokens == 0:
+            output = _without_tokens(output)
         ends_by_token = output.finish_reason is FinishReason.STOP and isinstance(output.matched_stop, int)
         silent = ends_by_token and not self._params.no_stop_trim
         delta, taken = "", 0
@@ -61,6 +67,7 @@ class OutputState:
         self._token_ids += new
         if self._logprobs is not None and output.logprobs is not None:
             self._logprobs += output.logprobs[:taken]
+        self._prompt_logprobs = output.prompt_logprobs or self._prompt_logprobs
         self._num_cached_tokens = output.num_cached_tokens or self._num_cached_tokens
         reason, matched = output.finish_reason, output.matched_stop
         if self._stop.matched is not None:
@@ -75,6 +82,8 @@ class OutputState:
             token_ids=self._token_ids.copy(),
             new_token_ids=new,
             logprobs=self._logprobs.copy() if self._logprobs is not None else None,
+            prompt_logprobs=self._prompt_logprobs,
+            prompt_token_ids=self._prompt_ids,
             finish_reason=reason,
             matched_stop=matched,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -83,3 +92,10 @@ class OutputState:
             error=output.error,
             embedding=output.embedding,
         )
+
+
+def _without_tokens(output: TokenOutput) -> TokenOutput:
+    """`output` of a request that only scores its prompt: the engine has sampled a token to come to an end."""
+    stopped = output.finish_reason is FinishReason.STOP
+    reason = FinishReason.LENGTH if stopped else output.finish_reason
+    return replace(output, token_ids=[], logprobs=None, finish_reason=reason, matched_stop=None)

@@ -12,6 +12,7 @@ class TokenOutput:
     request_id: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None  # one each of token_ids
+    prompt_logprobs: list[TokenLogprobs] | None = None  # all at once, when the prompt is computed
     finish_reason: FinishReason | None = None
     matched_stop: int | str | None = None  # the token id or string that ended it
     num_prompt_tokens: int = 0
@@ -51,6 +52,9 @@ class RequestOutput:
     token_ids: list[int] = field(default_factory=list)
     new_token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None  # one each of token_ids
+    # if they are asked for: one each of the prompt's tokens after `prompt_logprob_start`, which has none
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    prompt_token_ids: list[int] | None = None  # with prompt_logprobs
     finish_reason: FinishReason | None = None
     matched_stop: int | str | None = None
     num_prompt_tokens: int = 0

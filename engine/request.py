@@ -42,8 +42,9 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` -1 keeps the whole vocabulary. `logprobs` None returns none,
     0 the chosen token's, k also the k likeliest; they are of the model's own distribution, before
-    temperature and penalties. `logprob_token_ids` are given with them, whatever their rank.
-    `max_new_tokens` None runs to the end of the context.
+    temperature and penalties. `prompt_logprobs` likewise, of the prompt's tokens after the one at
+    `prompt_logprob_start`. `logprob_token_ids` are given with both, whatever their rank.
+    `max_new_tokens` None runs to the end of the context; 0 only scores the prompt.
     `embed` asks for the prompt's embedding in place of text (see `pooling.EMBED`).
     `sampling_seed` fixes the text for a prompt whatever else is in the batch.
     `grammar` is what the output has to match; the end of a text that may not go on ends it, even before
@@ -70,6 +71,8 @@ class SamplingParams:
     no_stop_trim: bool = False
     n: int = 1
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prompt_logprob_start: int = 0
     logprob_token_ids: tuple[int, ...] = ()
     embed: bool = False
     grammar: GrammarSpec | None = field(default=None, metadata={"flag": False})  # has flags of its own
@@ -81,7 +84,7 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "logprob_token_ids", tuple(self.logprob_token_ids))
         if self.max_new_tokens is not None:
-            _check_int("max_new_tokens", self.max_new_tokens, 1, None)
+            _check_int("max_new_tokens", self.max_new_tokens, 0 if self.scores_prompt else 1, None)
         _check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         _check_float("temperature", self.temperature, 0.0, 100.0)
         if self.top_k != -1:
@@ -98,10 +101,10 @@ class SamplingParams:
             raise RequestError("embed is true; accepted is that with max_new_tokens 1 and n 1", "embed")
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
-        elif self.logprob_token_ids:
-            raise RequestError(
-                "logprob_token_ids is given; it is accepted only with logprobs", "logprob_token_ids"
-            )
+        elif self.logprob_token_ids and not self.scores_prompt:
+            text = "logprob_token_ids is given; it is accepted only with logprobs or prompt_logprobs"
+            raise RequestError(text, "logprob_token_ids")
+        self._check_prompt_logprobs()
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(
                 f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are accepted",
@@ -119,6 +122,24 @@ class SamplingParams:
                 raise RequestError(
                     f"stop has the entry {text!r}; only non-empty strings are accepted", "stop"
                 )
+
+    def _check_prompt_logprobs(self) -> None:
+        _check_int("prompt_logprob_start", self.prompt_logprob_start, 0, None)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+        elif self.prompt_logprob_start:
+            raise RequestError(
+                f"prompt_logprob_start is {self.prompt_logprob_start}; it is accepted only with"
+                " prompt_logprobs",
+                "prompt_logprob_start",
+            )
+        if self.embed and self.scores_prompt:
+            raise RequestError("embed is true; accepted is that without prompt_logprobs", "prompt_logprobs")
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log probabilities of the prompt are wanted."""
+        return self.prompt_logprobs is not None
 
     @property
     def greedy(self) -> bool:
@@ -215,6 +236,8 @@ class Request:
     turn: int = -1  # place in order of arrival; -1 until it is queued
     hidden_sum: NDArray[np.floating] | None = None  # of the first num_pooled_tokens, or the last of them
     num_pooled_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # that were not told yet
+    num_scored: int = 0  # prompt logprobs so far
     embedding: bytes | None = None  # float32, once the prompt is computed, if it is asked for
     whole: bool = False  # every token has to be computed, none taken from the cache
     output_limit: int = 0  # output tokens that it may reach

@@ -15,7 +15,7 @@ of all can take from everybody: so it always moves on, and with it, in the end, 
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -31,32 +31,18 @@ from .outputs import TokenOutput
 from .page_pool import PagePool
 from .policy import WaitingQueue, claim
 from .pooling import take_pooled
-from .radix_cache import RadixCache, RadixNode
+from .prompt_logprobs import num_reusable, take_prompt_logprobs
+from .radix_cache import RadixCache
 from .request import FinishReason, Request, RequestStatus
 from .request_pages import RequestPages, add_pages
 from .runner import ModelInfo, RunnerCapacity
 from .stats import EngineStats
+from .step_plan import StepPlan
 
 logger = logging.getLogger(__name__)
 
 # steps that a forced run has to save: its chunk needs a larger bucket than decode rows, and on a GPU no graph
 MIN_JUMP = 3
-
-PageKey = tuple[RadixNode, bytes]
-
-
-@dataclass(slots=True)
-class _Plan:
-    """A step being planned, and what is left of its limits."""
-
-    tokens: int
-    page_indices: int
-    decode: list[Request] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    stalled: bool = False  # a running prefill found no page
-    # pages that chunks of this step begin with: who would compute the same waits a step and finds it cached
-    first_pages: set[PageKey] = field(default_factory=set)
-
 
 class Scheduler:
     """Waiting and running requests, their pages and slots. Knows no framework and no device."""
@@ -184,7 +170,8 @@ class Scheduler:
         for request in self.backlog.overdue():
             self._finish(request, FinishReason.ABORT)
             self.outputs.append(self.backlog.farewell(request))
-        plan = _Plan(self.token_budget, self.capacity.max_page_indices)
+        capacity = self.capacity
+        plan = StepPlan(self.token_budget, capacity.max_page_indices, capacity.max_running_requests)
         preemptions = self.counters.preemptions
         if self.prefilling and not self._pages.available:
             self._feed_best_claim()
@@ -204,7 +191,7 @@ class Scheduler:
         self.counters.scheduled_tokens += batch.num_tokens
         return batch
 
-    def _plan_decode(self, plan: _Plan) -> None:
+    def _plan_decode(self, plan: StepPlan) -> None:
         """One row for each request whose next token is known or in flight, unless that is its last."""
         # a decoding request has computed all tokens but the newest
         rows = [each for each in self.decoding.values() if each.num_computed_tokens < each.last_position]
@@ -218,43 +205,36 @@ class Scheduler:
         entries = sum([len(each.pages) for each in rows])
         while entries > plan.page_indices:  # shared pages count once for each row; those at the end sit out
             entries -= len(rows.pop().pages)
-        plan.decode = rows
-        plan.tokens -= len(rows)
-        plan.page_indices -= entries
+        plan.set_decode(rows, entries)
 
-    def _plan_chunk(self, request: Request, plan: _Plan) -> bool:
-        """Add the request's next chunk, as long as tokens and pages allow. False if no page was to be had."""
-        if not plan.tokens:
+    def _plan_chunk(self, request: Request, plan: StepPlan) -> bool:
+        """Add the request's next chunk, as long as the limits allow. False if no page was to be had."""
+        if plan.is_full:
             return True
         start = request.num_computed_tokens
         room = plan.page_indices - len(request.pages)
         growth = min(self._pages.available, room)
         limit = (len(request.pages) + growth) * self.page_size if room >= 0 else 0
-        end = min(request.num_tokens, start + plan.tokens, limit)
+        end = min(plan.furthest(request), limit)
         if end <= start:
             return False
         add_pages(request, self._pages.take(self._pages_of(end) - len(request.pages)))
-        plan.tokens -= end - start
-        plan.page_indices -= len(request.pages)
-        plan.chunks.append(Chunk(request, start, end))
-        if self.cache.enabled and request.node is not None:
-            page_start = start // self.page_size * self.page_size
-            page = request.known_tokens(page_start, page_start + self.page_size)
-            if len(page) == self.page_size:
-                plan.first_pages.add((request.node, page.tobytes()))
+        plan.add(chunk := Chunk(request, start, end))
+        if self.cache.enabled:
+            plan.note_first_page(chunk, self.page_size)
         return True
 
-    def _admit(self, plan: _Plan) -> None:
+    def _admit(self, plan: StepPlan) -> None:
         """Admit waiting requests while rows, tokens and pages last. Stops at the first that does not fit,
         so that small requests do not starve a large one."""
-        if not plan.tokens or not self._free_slots or not self.waiting:
+        if plan.is_full or not self._free_slots or not self.waiting:
             return
         # what running requests will want soon: the rest of their prompts, and a page each to grow
         reserve = self.num_running
         for request in self.prefilling.values():
             reserve += self._pages_of(request.num_tokens) - len(request.pages)
         for request in self.waiting.candidates():
-            if not plan.tokens or not self._free_slots:
+            if plan.is_full or not self._free_slots:
                 return
             try:
                 needed = self._try_admit(request, plan, reserve)
@@ -266,7 +246,7 @@ class Scheduler:
                 return
             reserve += needed
 
-    def _try_admit(self, request: Request, plan: _Plan, reserve: int) -> int | None:
+    def _try_admit(self, request: Request, plan: StepPlan, reserve: int) -> int | None:
         """Pages to reserve for it from now on; 0 if it waits for a page in this step; None: no room."""
         assert not request.num_in_flight, "a token is in flight that must be known"
         if request.matcher is not None and not request.output_ids and (begun := self._jump(request)):
@@ -274,11 +254,10 @@ class Scheduler:
             self.outputs.append(TokenOutput.of(request, begun))
             if request.finished:
                 return 0
-        tokens = request.known_tokens()
-        # the last token is always computed: its logits are wanted
-        match = self.cache.match_prefix(tokens[: 0 if request.whole else -1], request.extra_key)
+        tokens, reusable = request.known_tokens(), num_reusable(request)
+        match = self.cache.match_prefix(tokens[:reusable], request.extra_key)
         start = len(match.pages) * self.page_size
-        shareable = start + self.page_size < len(tokens)
+        shareable = start + self.page_size <= reusable
         if shareable and (match.node, tokens[start : start + self.page_size].tobytes()) in plan.first_pages:
             return 0
         total = self._pages_of(len(tokens))
@@ -305,7 +284,7 @@ class Scheduler:
         self._plan_chunk(request, plan)
         return self._pages_of(len(tokens)) - len(request.pages) + 1
 
-    def _advance(self, plan: _Plan) -> None:
+    def _advance(self, plan: StepPlan) -> None:
         """Count the planned step as computed; it will be, before any later step."""
         for request in plan.decode:
             request.num_computed_tokens += 1
@@ -329,7 +308,11 @@ class Scheduler:
         take_pooled(batch, tokens, self.config.embedding_pooling)
         with_logprobs = batch.variant == SamplingVariant.FULL
         finished, count = RequestStatus.FINISHED, 0
-        for index, (request, token) in enumerate(zip(batch.sampled, ids, strict=True)):
+        sampled = enumerate(zip(batch.sampled, ids, strict=True))
+        if len(given := batch.sampling.given_ids):
+            outputs += take_prompt_logprobs(batch, tokens)
+            sampled = (each for each in sampled if given[each[0]] < 0)
+        for index, (request, token) in sampled:
             if request.status is finished:
                 continue
             if request.num_foreseen:

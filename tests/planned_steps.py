@@ -1,7 +1,7 @@
 """Steps planned by hand, without a scheduler."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -104,6 +104,39 @@ def sampling_arrays(rows: Sequence[Row], indices: np.ndarray) -> SamplingArrays:
         bias_ids=i32([token for _, token in biased]),
         bias_values=np.full(len(biased), -np.inf, np.float32),
         asked_ids=asked if asked.size else np.zeros((0, 0), np.int32),
+    )
+
+
+def with_scores(batch: ScheduleBatch, row: int, tokens: Sequence[int], spare_slot: int) -> ScheduleBatch:
+    """`batch`, with the logits of every position of one row wanted whose next token is among `tokens`, those
+    of the row; and the logprobs of two ids a wanted position."""
+    start, end = batch.cu_q_lens[row : row + 2]
+    places = [at for at in range(start, end) if batch.positions[at] + 1 < len(tokens)]
+    given = i32([tokens[batch.positions[at] + 1] for at in places])
+    order = np.argsort([*batch.logits_positions, *places])
+
+    def join(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return np.concatenate([old, new.astype(old.dtype)])[order]
+
+    old, added = batch.sampling, {"slots": spare_slot, "top_p": 1, "repetition_penalty": 1}
+    sampling = {
+        name: join(getattr(old, name), np.full(len(places), added.get(name, 0)))
+        for name in ("slots", "temperature", "top_k", "top_p", "min_p", "seeds", "frequency_penalty",
+                     "presence_penalty", "repetition_penalty", "prompt_lens")
+    }  # fmt: skip
+    return replace(
+        batch,
+        sampled=(*batch.sampled, *[batch.rows[row]] * len(places)),
+        variant=FULL,
+        logits_positions=i32([*batch.logits_positions, *places])[order],
+        logits_rows=i32([*batch.logits_rows, *[row] * len(places)])[order],
+        sampling=replace(
+            old,
+            indices=batch.positions[i32([*batch.logits_positions, *places])[order]] + 1,
+            given_ids=join(np.full(len(old.slots), -1, np.int32), given),
+            asked_ids=np.arange(2 * len(order), dtype=np.int32).reshape(-1, 2),
+            **sampling,
+        ),
     )
 
 

@@ -49,3 +49,19 @@ def expected_embedding(prompt: Sequence[int], *, mean: bool) -> list[float]:
         if mean
         else [float(each) for each in states[-1]]
     )
+
+
+def expected_prompt_logprobs(
+    prompt: Sequence[int], vocab_size: int, *, top: int = 0, asked: Sequence[int] = ()
+) -> list[tuple[float, list[int], list[float]]]:
+    """Of each token after the first: its log probability, the `top` likeliest ids, and those of `asked`."""
+    found = []
+    for place in range(1, len(prompt)):
+        (likeliest,) = expected_tokens(prompt[:place], 1, vocab_size)
+
+        def logprob(token: int, likeliest: int = likeliest) -> float:
+            return -0.5 - (token - likeliest) % vocab_size
+
+        likely = [(likeliest + rank) % vocab_size for rank in range(top)]
+        found.append((logprob(int(prompt[place])), likely, [logprob(token) for token in asked]))
+    return found

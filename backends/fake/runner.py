@@ -65,7 +65,7 @@ class FakeRunner:
         self._step_time, self._pooling = step_time, pooling
         self._device_free_at = 0.0
         self._kv = np.full((capacity.num_pages, capacity.page_size), STALE, np.int64)
-        self._slots = np.full(capacity.max_running_requests, STALE, np.int64)
+        self._slots = np.full(capacity.max_running_requests + 1, STALE, np.int64)
         self._queue: deque[FakePending] = deque()
         self.num_evaluated = 0  # steps whose tokens exist
 
@@ -113,7 +113,9 @@ class FakeRunner:
         greedy = batch.sampling.temperature == 0
         salt = 7919 * batch.sampling.seeds.astype(np.int64) + 104729 * batch.sampling.indices
         likeliest = self._likeliest(np.where(greedy, hashes, hashes + salt))
-        tokens = self._choose(likeliest, batch, masks)
+        tokens, given = self._choose(likeliest, batch, masks), batch.sampling.given_ids
+        if len(given):
+            tokens = np.where(given >= 0, given, tokens)
         self._slots[batch.sampling.slots] = tokens
         sampled = _step_tokens(tokens, likeliest, self.vocab_size, batch)
         if not len(batch.pooled):
@@ -298,7 +300,15 @@ def check_batch(batch: ScheduleBatch, capacity: RunnerCapacity) -> None:
     constrained = batch.constrained
     _require((np.diff(constrained) > 0).all() and (constrained < len(wanted)).all(), "constrained")
     _require((sampling.indices == batch.positions[wanted] + 1).all(), "sampling indices")
-    _require(len(np.unique(sampling.slots)) == len(wanted), "two samples share a slot")
+    _require(len(wanted) <= capacity.max_running_requests, "number of wanted positions")
+    _require((np.diff(wanted) > 0).all(), "wanted positions do not ascend")
+    given = sampling.given_ids
+    _require(len(given) in (0, len(wanted)), "given_ids")
+    slots = sampling.slots[given < 0] if len(given) else sampling.slots
+    _require(len(np.unique(slots)) == len(slots), "two samples share a slot")
+    _require(not len(slots) or slots.max() < capacity.max_running_requests, "slots")
+    others = sampling.slots[given >= 0] if len(given) else slots[:0]
+    _require((others == capacity.max_running_requests).all(), "a given token goes into a slot")
     _require(not sampling.asked_ids.size or len(sampling.asked_ids) == len(wanted), "asked_ids")
 
 

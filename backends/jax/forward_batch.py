@@ -42,6 +42,7 @@ class Sampling(NamedTuple):
     bias_ids: jax.Array
     bias_values: jax.Array
     asked_ids: jax.Array  # [L, MAX_LOGPROB_TOKEN_IDS]
+    given_ids: jax.Array
 
 
 class ForwardBatch(NamedTuple):
@@ -132,6 +133,7 @@ class Layout:
                 _Field("bias_ids", rows * MAX_BIAS, np.int32, 0),
                 _Field("bias_values", rows * MAX_BIAS, np.float32, 0.0),
                 _Field("asked_ids", rows * MAX_LOGPROB_TOKEN_IDS, np.int32, 0),
+                _Field("given_ids", rows, np.int32, -1),
             ]
         if part == Part.SAMPLE:
             fields.append(_Field("masks", rows * self.mask_words, np.uint32, 0xFFFFFFFF))

@@ -34,6 +34,7 @@ def sample(
     token_ids = _draw(shaped, batch.sampling, vocab)
     if not full:
         return {"token_ids": token_ids}
+    token_ids = _given(token_ids, batch.sampling)
     return {"token_ids": token_ids, **_logprobs(logits, token_ids, batch.sampling.asked_ids, vocab)}
 
 
@@ -47,6 +48,7 @@ def sample_masked(
     shaped = lax.cond(full, lambda x: _reshape(x, batch, pages, vocab), lambda x: x, logits)
     shaped = jnp.where(vocab.unpack(batch.masks), shaped, -jnp.inf)
     token_ids = _draw(shaped, batch.sampling, vocab)
+    token_ids = _given(token_ids, batch.sampling)
     of_chosen = partial(_logprobs, vocab=vocab)
     operands = (logits, token_ids, batch.sampling.asked_ids)
     shapes = jax.eval_shape(of_chosen, *operands)
@@ -60,6 +62,11 @@ def _draw(logits: jax.Array, sampling: Sampling, vocab: VocabShards) -> jax.Arra
     drawing = sampling.temperature > 0
     drawn = lax.cond(jnp.any(drawing), lambda x: _choose(x, sampling, vocab), lambda _: greedy, logits)
     return jnp.where(drawing, drawn, greedy)
+
+
+def _given(token_ids: jax.Array, sampling: Sampling) -> jax.Array:
+    """What was drawn [L], but where a prompt gives the token."""
+    return jnp.where(sampling.given_ids >= 0, sampling.given_ids, token_ids)
 
 
 def _logprobs(
@@ -99,7 +106,7 @@ class History:
         self.live = (at < rows.kv_lens[page_row][:, None]) & (
             jnp.arange(num_pages) < rows.page_offsets[rows.num_rows]
         )[:, None]
-        # rows of one step sample at most once each: row -> its wanted position
+        # rows of one step sample at most once each, after what they score: row -> its wanted position
         wanted = batch.logits_rows
         count = jnp.arange(wanted.shape[0])
         wanted_of = (

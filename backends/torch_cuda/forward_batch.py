@@ -37,6 +37,7 @@ class Sampling(NamedTuple):
     bias_ids: Tensor
     bias_values: Tensor
     asked_ids: Tensor  # [L, K]
+    given_ids: Tensor
 
 
 class ForwardBatch(NamedTuple):
@@ -61,8 +62,8 @@ class _Field(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each field lies of a step with so many tokens, rows, wanted positions, bias entries, and ids
-    whose logprobs each wanted position asks for.
+    """Where each field lies of a step with so many tokens, rows, wanted positions, bias entries, ids whose
+    logprobs each wanted position asks for, and tokens that are given.
 
     A step may be smaller if all its rows decode: the layout's other rows have no keys, write to the page
     after the last usable one and sample into the slot after the last one.
@@ -75,6 +76,7 @@ class Layout:
     pages: int
     biases: int
     asked: int
+    given: int
     variant: SamplingVariant
     capacity: RunnerCapacity
 
@@ -89,6 +91,7 @@ class Layout:
             pages=len(batch.page_indices),
             biases=len(batch.sampling.bias_ids),
             asked=batch.sampling.asked_ids.shape[1],
+            given=len(batch.sampling.given_ids),
             variant=batch.variant,
             capacity=capacity,
         )
@@ -97,7 +100,7 @@ class Layout:
     def decode(bucket: int, variant: SamplingVariant, capacity: RunnerCapacity) -> "Layout":
         """The layout of up to `bucket` decode rows."""
         pages = capacity.max_page_indices
-        return Layout(bucket, bucket, bucket, bucket, pages, 0, 0, variant, capacity)
+        return Layout(bucket, bucket, bucket, bucket, pages, 0, 0, 0, variant, capacity)
 
     @cached_property
     def fields(self) -> tuple[_Field, ...]:
@@ -133,6 +136,7 @@ class Layout:
                 _Field("bias_ids", self.biases, np.int32, 0),
                 _Field("bias_values", self.biases, np.float32, 0.0),
                 _Field("asked_ids", wanted * self.asked, np.int32, 0),
+                _Field("given_ids", self.given, np.int32, 0),
             ]
         return (*fields, _Field("page_indices", self.pages, np.int32, 0))
 

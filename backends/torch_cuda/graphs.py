@@ -67,7 +67,7 @@ class DecodeGraphs:
 
     def fits(self, batch: ScheduleBatch) -> bool:
         """Whether every row has one token and samples: decode rows, and chunks whose rest was cached."""
-        return len(batch.logits_rows) == batch.num_tokens
+        return len(batch.kv_lens) == len(batch.logits_rows) == batch.num_tokens
 
     def replay(self, batch: ScheduleBatch) -> tuple[Tensor, Sampled]:
         """Launch a step. Returns its hidden states and what was sampled, with the bucket's rows; both are

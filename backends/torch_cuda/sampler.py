@@ -52,6 +52,8 @@ def sample(
     )  # fmt: skip
     if variant == SamplingVariant.SAMPLE:
         return {"token_ids": token_ids}
+    if len(sampling.given_ids):
+        token_ids = torch.where(sampling.given_ids >= 0, sampling.given_ids, token_ids)
     logprobs = logits.log_softmax(-1, dtype=torch.float32)
     top_logprobs, top_ids = logprobs.topk(min(MAX_TOP_LOGPROBS, logits.shape[-1]))
     chosen = logprobs.gather(-1, token_ids.long()[:, None])[:, 0]
@@ -92,9 +94,11 @@ def _counts(
     at = (pages - rows.page_offsets[page_row])[:, None] * page_size
     at = at + torch.arange(page_size, device=page_tokens.device)  # [P, page_size] position in the row
     live = at < rows.kv_lens[page_row][:, None]
-    # rows of one step sample at most once each: row -> its wanted position, or the spare one
+    # rows of one step sample at most once each, after what they score: row -> its last wanted position, or the
+    # spare one
+    count = torch.arange(shape[0], dtype=torch.int32, device=page_tokens.device)
     wanted_of = torch.full((len(rows.kv_lens),), shape[0], dtype=torch.int32, device=page_tokens.device)
-    wanted_of[batch.logits_rows] = torch.arange(shape[0], dtype=torch.int32, device=page_tokens.device)
+    wanted_of.scatter_reduce_(0, batch.logits_rows.long(), count, "amax", include_self=False)
     wanted = wanted_of[page_row][:, None]
     first_output = torch.cat([prompt_lens, prompt_lens.new_zeros(1)])[wanted]
     ids = page_tokens[rows.page_indices].long()

@@ -23,7 +23,7 @@ from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.request import MAX_TOP_LOGPROBS
 from radixmesh.engine.runner import ModelRunner, PendingTokens, RunnerCapacity
 from tests.oracle import oracle_logits
-from tests.planned_steps import FULL, GREEDY, SAMPLE, Part, Row, plan
+from tests.planned_steps import FULL, GREEDY, SAMPLE, Part, Row, plan, with_scores
 from tests.tiny_models import save_tiny_model
 
 
@@ -396,6 +396,44 @@ def test_logprobs_of_ids_that_rows_ask_for(bench: Bench) -> None:
     got = bench.run((rows[0], 1), (masked, 1)).asked_logprobs
     assert got is not None and masked.output[-1] in (7, 8)
     np.testing.assert_allclose(got[1, :3], bench.case.logprobs(tokens)[[3, last, 0]], atol=2e-4)
+
+
+@pytest.mark.parametrize("chunks", [(5, 1, 4), (1, 3, 3, 3), (2, 1, 1, 1, 5)], ids=str)
+def test_prompt_logprobs_and_the_rows_beside_them(bench: Bench, chunks: tuple[int, ...]) -> None:
+    """The logits of every position of a prompt, chunk by chunk. Its own token, and those of a row that
+    decodes and has penalties, are what they are without."""
+    capacity, case = bench.capacity, bench.case
+    prompt, other = bench.prompt(sum(chunks)), bench.prompt(7)
+    want = [bench.alone(prompt, 1), bench.alone(other, len(chunks) + 1)]
+    free = bench.pages()
+    beside = Row(list(other), bench.pages_for(24, free), 1, variant=FULL)
+    scored = Row(list(prompt), bench.pages_for(16, free), 3)
+    bench.run((beside, len(other)))
+    found: dict[int, np.ndarray] = {}
+    for count in chunks:
+        batch, sampled = plan(bench.steps, [(beside, 1), (scored, count)], capacity.page_size)
+        batch = with_scores(batch, 1, prompt, capacity.max_running_requests)
+        bench.steps += 1
+        pending = bench.runner.forward([*[None] * (capacity.num_groups - 1), batch])
+        got, given = pending.result()[-1], batch.sampling.given_ids
+        for row, token in zip(sampled, got.token_ids[given < 0].tolist(), strict=True):
+            row.tokens.append(token)
+            row.output.append(token)
+        beside.computed, scored.computed = beside.computed + 1, scored.computed + count
+        assert got.logprobs is not None and got.asked_logprobs is not None
+        assert got.top_ids is not None and got.top_logprobs is not None
+        assert (got.token_ids[given >= 0] == given[given >= 0]).all()
+        for index in np.flatnonzero(given >= 0):
+            position, asked = batch.sampling.indices[index] - 1, batch.sampling.asked_ids[index]
+            logprobs = case.logprobs(prompt[: position + 1])
+            assert position not in found
+            found[position] = logprobs
+            np.testing.assert_allclose(got.logprobs[index], logprobs[prompt[position + 1]], atol=2e-4)
+            np.testing.assert_allclose(got.top_logprobs[index], np.sort(logprobs)[: -21:-1], atol=2e-4)
+            np.testing.assert_allclose(logprobs[got.top_ids[index]], got.top_logprobs[index], atol=2e-4)
+            np.testing.assert_allclose(got.asked_logprobs[index, :2], logprobs[asked], atol=2e-4)
+    assert sorted(found) == list(range(len(prompt) - 1))
+    assert [scored.output, beside.output] == want
 
 
 def some_ids(bench: Bench, salt: int) -> tuple[int, ...]:
