@@ -1,8 +1,8 @@
 """`ScheduleBatch`: the host's plan for one step, in plain numpy.
 
 A step has a flat token axis: T tokens of S rows, decode rows first (one token each), then prefill
-chunks. Of these T positions, L want logits; each of the L yields one token: sampled, or given where a prompt is scored. Backends turn a
-ScheduleBatch into their ForwardBatch: on the device, padded to a bucket.
+chunks. Of these T positions, L want logits; each of the L yields one token: sampled, or given where a
+prompt is scored. Backends turn a ScheduleBatch into their ForwardBatch: on the device, padded to a bucket.
 """
 
 from dataclasses import dataclass, field

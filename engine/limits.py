@@ -59,8 +59,8 @@ class Limits:
         self._check_ids("logprob_token_ids", params.logprob_token_ids)
         if params.prompt_logprob_start >= len(prompt):
             raise RequestError(
-                f"prompt_logprob_start is {params.prompt_logprob_start}; the prompt has {len(prompt)} tokens, so"
-                f" accepted are at most {len(prompt) - 1}",
+                f"prompt_logprob_start is {params.prompt_logprob_start}; accepted are at most"
+                f" {len(prompt) - 1}, since the prompt has {len(prompt)} tokens",
                 "prompt_logprob_start",
             )
         wanted = self.max_tokens if params.max_new_tokens is None else max(params.max_new_tokens, 1)

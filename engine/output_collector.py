@@ -30,8 +30,9 @@ class OutputState:
         self._text = ""
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] | None = [] if request.params.logprobs is not None else None
-        self._prompt_logprobs: list[TokenLogprobs] | None = [] if request.params.scores_prompt else None
-        self._prompt_ids = request.prompt_ids.tolist() if request.params.scores_prompt else None
+        self._prompt_ids = request.prompt_ids
+        nothing = request.params.scores_prompt and _num_scored(request) == 0
+        self._prompt_logprobs: list[TokenLogprobs] | None = [] if nothing else None
         self._num_prompt_tokens = request.num_prompt_tokens
         self._num_cached_tokens = 0
         self.finished = False
@@ -83,7 +84,7 @@ class OutputState:
             new_token_ids=new,
             logprobs=self._logprobs.copy() if self._logprobs is not None else None,
             prompt_logprobs=self._prompt_logprobs,
-            prompt_token_ids=self._prompt_ids,
+            prompt_token_ids=None if self._prompt_logprobs is None else self._prompt_ids.tolist(),
             finish_reason=reason,
             matched_stop=matched,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -92,6 +93,11 @@ class OutputState:
             error=output.error,
             embedding=output.embedding,
         )
+
+
+def _num_scored(request: Request) -> int:
+    """How many prompt logprobs a request is to get that asks for them."""
+    return request.num_prompt_tokens - 1 - request.params.prompt_logprob_start
 
 
 def _without_tokens(output: TokenOutput) -> TokenOutput:

@@ -52,7 +52,7 @@ class RequestOutput:
     token_ids: list[int] = field(default_factory=list)
     new_token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None  # one each of token_ids
-    # if they are asked for: one each of the prompt's tokens after `prompt_logprob_start`, which has none
+    # once they are there, if asked for: one each of the prompt's tokens after `prompt_logprob_start`
     prompt_logprobs: list[TokenLogprobs] | None = None
     prompt_token_ids: list[int] | None = None  # with prompt_logprobs
     finish_reason: FinishReason | None = None

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 # steps that a forced run has to save: its chunk needs a larger bucket than decode rows, and on a GPU no graph
 MIN_JUMP = 3
 
+
 class Scheduler:
     """Waiting and running requests, their pages and slots. Knows no framework and no device."""
 
@@ -308,7 +309,7 @@ class Scheduler:
         take_pooled(batch, tokens, self.config.embedding_pooling)
         with_logprobs = batch.variant == SamplingVariant.FULL
         finished, count = RequestStatus.FINISHED, 0
-        sampled = enumerate(zip(batch.sampled, ids, strict=True))
+        sampled: Iterable[tuple[int, tuple[Request, int]]] = enumerate(zip(batch.sampled, ids, strict=True))
         if len(given := batch.sampling.given_ids):
             outputs += take_prompt_logprobs(batch, tokens)
             sampled = (each for each in sampled if given[each[0]] < 0)

@@ -20,7 +20,13 @@ from .joints import Joints
 from .options import add_options, read_options
 from .sampling import add_sampling_options, sampling_params
 
-_ONE_TEXT = ("n", "logprobs", "logprob_token_ids")  # have no place in a conversation
+_ONE_TEXT = (
+    "n",
+    "logprobs",
+    "prompt_logprobs",
+    "prompt_logprob_start",
+    "logprob_token_ids",
+)  # have no place in a conversation
 _COMMANDS = "/reset begins anew, /system TEXT sets the system message, /exit leaves"
 
 

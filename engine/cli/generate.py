@@ -228,6 +228,9 @@ def _as_json(entry: Entry, output: RequestOutput) -> dict[str, Any]:
     }
     if output.logprobs is not None:
         answer["logprobs"] = [asdict(each) for each in output.logprobs]
+    if output.prompt_logprobs is not None:
+        answer["prompt_token_ids"] = output.prompt_token_ids
+        answer["prompt_logprobs"] = [asdict(each) for each in output.prompt_logprobs]
     if output.error is not None:
         answer["error"] = output.error
     return {**named, **asked, **answer}

@@ -33,6 +33,8 @@ _HELPS = {
     "no_stop_trim": "keep the stop string in the text",
     "n": "texts for each prompt",
     "logprobs": "log probabilities: 0 of the chosen token, k of the k likeliest too (default: none)",
+    "prompt_logprobs": "log probabilities of the prompt's own tokens, as logprobs (default: none)",
+    "prompt_logprob_start": "with --prompt-logprobs: the token after which they begin",
     "logprob_token_ids": "token id whose log probability is told too; may be given several times",
 }
 

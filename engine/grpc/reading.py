@@ -1,6 +1,7 @@
 """From a gRPC request to the engine's work, and from its outputs to messages."""
 
 import uuid
+from dataclasses import asdict
 from typing import Any
 
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -83,8 +84,8 @@ def refuse_unknown(message: Any) -> None:
             refuse_unknown(value)
 
 
-def generate_response(output: RequestOutput) -> dict[str, Any]:
-    """The fields of a GenerateResponse: what `output` brought."""
+def generate_response(output: RequestOutput, first: bool) -> dict[str, Any]:
+    """The fields of a GenerateResponse: what `output` brought, the `first` of its sequence or a later one."""
     newest = len(output.new_token_ids)
     logprobs = output.logprobs[-newest:] if output.logprobs and newest else []
     matched: dict[str, Any] = {}
@@ -96,15 +97,8 @@ def generate_response(output: RequestOutput) -> dict[str, Any]:
         "index": output.index,
         "text": output.text_delta,
         "token_ids": output.new_token_ids,
-        "logprobs": [
-            {
-                "logprob": each.logprob,
-                "top_ids": each.top_ids,
-                "top_logprobs": each.top_logprobs,
-                "asked": each.asked,
-            }
-            for each in logprobs
-        ],
+        "logprobs": [asdict(each) for each in logprobs],
+        "prompt_logprobs": [asdict(each) for each in output.prompt_logprobs or ()] if first else [],
         "prompt_tokens": output.num_prompt_tokens,
         "cached_tokens": output.num_cached_tokens,
         "completion_tokens": len(output.token_ids),

@@ -80,11 +80,12 @@ def _generating(server: Server) -> Callable[[Any, Any], AsyncGenerator[Any, None
     async def generate(request: Any, context: Any) -> AsyncGenerator[Any, None]:
         with _noted(server) as visit:
             try:
-                job = read_generate(server, request)
+                job, begun = read_generate(server, request), set[int]()
                 async with time_limit(server), aclosing(outputs(server, job)) as stream:
                     async for _, output in stream:
                         if output.new_token_ids or output.text_delta or output.finish_reason is not None:
-                            yield response(**generate_response(output))
+                            yield response(**generate_response(output, output.index not in begun))
+                            begun.add(output.index)
                 visit.status = 200
             except Exception as error:
                 await _end(context, visit, error)

@@ -14,9 +14,9 @@ from ..request import SamplingParams
 from .chat_options import chat_tools, chat_variables
 from .conversation import Conversation, start_chat
 from .generation import Job, collect, outputs
-from .logprobs import chat_logprobs
+from .logprobs import chat_logprobs, prompt_logprobs
 from .message import Message, Reading
-from .openai_common import check_model, chunk_usage, head, matched_stop, new_id, usage
+from .openai_common import check_model, check_whole, chunk_usage, head, matched_stop, new_id, usage
 from .protocol.grammar import read_grammar
 from .protocol.openai import ChatBody, continues, read_messages
 from .protocol.sampling import StreamOptions, cache_key, read_stream_options, sampling_params
@@ -80,7 +80,9 @@ def _params(server: Server, body: ChatBody) -> SamplingParams:
             "max_completion_tokens",
         )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return sampling_params(body, server.llm.info.default_sampling, limits.pop() if limits else None, logprobs)
+    check_whole(body.prompt_logprobs, body.stream)
+    most = limits.pop() if limits else None
+    return sampling_params(body, server.llm.info.default_sampling, most, logprobs, body.prompt_logprobs)
 
 
 def _answer(
@@ -99,7 +101,10 @@ def _answer(
                 **matched_stop(output),
             }
         )
-    return {**head(server, job.id, KIND), "choices": choices, "usage": usage([finals])}
+    prompt = {}
+    if body.prompt_logprobs is not None:
+        prompt = {"prompt_logprobs": prompt_logprobs(server.texts, finals[0], body.prompt_logprobs)}
+    return {**head(server, job.id, KIND), "choices": choices, "usage": usage([finals]), **prompt}
 
 
 async def _events(

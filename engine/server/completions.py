@@ -11,12 +11,13 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from ..outputs import RequestOutput
-from ..request import SamplingParams
+from ..request import SamplingParams, TokenLogprobs
 from ..text.fim import fim_marks, fim_prompt
 from .generation import Job, collect, outputs
-from .logprobs import completion_logprobs
+from .logprobs import completion_logprobs, prompt_logprobs
 from .openai_common import (
     check_model,
+    check_whole,
     chunk_usage,
     finish_reason,
     head,
@@ -61,11 +62,14 @@ def add_completion_routes(app: FastAPI, server: Server) -> None:
 def _params(server: Server, body: CompletionBody) -> SamplingParams:
     if any(isinstance(each, str) for each in body.prompt):
         need_tokenizer(server, "prompt")
-    if body.echo and body.logprobs is not None:
-        raise RequestError(
-            "echo is true; with logprobs, which would be of the prompt too, accepted is false", "echo"
-        )
-    params = sampling_params(body, server.llm.info.default_sampling, body.max_tokens, body.logprobs)
+    if _scores(body) and body.suffix:
+        raise RequestError("suffix is given; with echo and logprobs accepted is an empty string", "suffix")
+    check_whole(body.prompt_logprobs, body.stream)
+    asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    of_prompt = max((each for each in asked if each is not None), default=None)
+    params = sampling_params(
+        body, server.llm.info.default_sampling, body.max_tokens, body.logprobs, of_prompt
+    )
     best_of = body.n if body.best_of is None else body.best_of
     if best_of < body.n or (body.stream and best_of > body.n):
         accepted = f"n, which is {body.n}, in a stream" if body.stream else f"at least n, which is {body.n}"
@@ -73,6 +77,11 @@ def _params(server: Server, body: CompletionBody) -> SamplingParams:
     if best_of == body.n:
         return params
     return replace(params, n=best_of, logprobs=params.logprobs or 0)  # they rank
+
+
+def _scores(body: CompletionBody) -> bool:
+    """Whether the logprobs are of the prompt too, which comes before the text."""
+    return body.echo and body.logprobs is not None
 
 
 def _prompts(server: Server, body: CompletionBody) -> list[Prompt]:
@@ -110,8 +119,9 @@ class _Answer:
         choices: list[dict[str, Any]] = []
         for echo, sequences in zip(self._echo, finals, strict=True):
             for output in best(sequences, self._body.n):
-                logprobs = self._logprobs(output, len(output.token_ids), 0)
-                choices.append(_choice(len(choices), echo + output.text, logprobs, output))
+                logprobs = self._logprobs(output, len(output.token_ids), 0, first=True)
+                choice = _choice(len(choices), echo + output.text, logprobs, output)
+                choices.append({**choice, **self._prompt_logprobs(output)})
         start = head(self._server, self._job.id, KIND)
         return {**start, "choices": choices, "usage": usage(finals)}
 
@@ -124,11 +134,12 @@ class _Answer:
         async with aclosing(outputs(self._server, self._job)) as stream:
             async for prompt, output in stream:
                 text = output.text_delta
-                if finals[prompt][output.index] is None:
+                first = finals[prompt][output.index] is None
+                if first:
                     text = self._echo[prompt] + text
                 finals[prompt][output.index] = output
                 index = prompt * n + output.index
-                logprobs = self._logprobs(output, len(output.new_token_ids), offsets.get(index, 0))
+                logprobs = self._logprobs(output, len(output.new_token_ids), offsets.get(index, 0), first)
                 if logprobs:
                     offsets[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
                 if text or logprobs or output.finish_reason is not None:
@@ -139,13 +150,26 @@ class _Answer:
             tail = event({**start, "choices": [], "usage": usage(finals)})
         yield tail + DONE
 
-    def _logprobs(self, output: RequestOutput, newest: int, offset: int) -> dict[str, Any] | None:
-        """Of the `newest` tokens, their texts counted from `offset`; None where none are asked for."""
-        count = self._body.logprobs
-        if count is None or output.logprobs is None or not newest:
+    def _logprobs(
+        self, output: RequestOutput, newest: int, offset: int, first: bool
+    ) -> dict[str, Any] | None:
+        """Of the `newest` tokens, and of an echoed prompt in front of the `first`, their texts counted from
+        `offset`; None where none are asked for."""
+        count, start = self._body.logprobs, len(output.token_ids) - newest
+        if count is None or output.logprobs is None:
             return None
-        ids, logprobs = output.token_ids[-newest:], output.logprobs[-newest:]
-        return completion_logprobs(self._server.texts, ids, logprobs, count, offset)
+        ids, logprobs = output.token_ids[start:], output.logprobs[start:]
+        values: list[TokenLogprobs | None] = list(logprobs)
+        if first and self._body.echo and output.prompt_logprobs is not None:
+            ids = (output.prompt_token_ids or []) + ids
+            values = [None, *output.prompt_logprobs, *values]
+        return completion_logprobs(self._server.texts, ids, values, count, offset) if ids else None
+
+    def _prompt_logprobs(self, output: RequestOutput) -> dict[str, Any]:
+        count = self._body.prompt_logprobs
+        return (
+            {} if count is None else {"prompt_logprobs": prompt_logprobs(self._server.texts, output, count)}
+        )
 
 
 def best(sequences: Sequence[RequestOutput], n: int) -> list[RequestOutput]:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from ..outputs import RequestOutput
-from ..request import FinishReason, SamplingParams
+from ..request import FinishReason, SamplingParams, TokenLogprobs
 from .generation import Job, collect, outputs
 from .logprobs import native_logprobs
 from .openai_common import need_tokenizer
@@ -51,11 +51,8 @@ class _Answer:
         self._tops = _spread(body.top_logprobs_num, count, "top_logprobs_num")
         self._texts = server.texts if body.return_text_in_logprobs else None
         self._asked = _asked(body, want)
-        logprobs = [
-            Logprobs(top if on else None, asked)
-            for on, top, asked in zip(want, self._tops, self._asked, strict=True)
-        ]
-        params = _params(server, body, logprobs)
+        self._starts = _spread(body.logprob_start_len, count, "logprob_start_len")
+        params = _params(server, body, [self._logprobs(prompt, on) for prompt, on in enumerate(want)])
         field = "text" if body.text is not None else "input_ids"
         ids = _ids(body, count)
         self.job = Job(
@@ -71,6 +68,18 @@ class _Answer:
         )
         self.single = one and params[0].n == 1
         self._first_index = [0, *accumulate(each.n for each in params)]  # of a prompt's sequences
+
+    def _logprobs(self, prompt: int, wanted: bool) -> Logprobs:
+        top, start = self._tops[prompt], self._starts[prompt]
+        if start < -1 or (start >= 0 and not wanted):
+            raise RequestError(
+                f"logprob_start_len is {start}; accepted is -1, or with return_logprob true the place of a"
+                " prompt's token",
+                "logprob_start_len",
+            )
+        if start == -1:
+            return Logprobs(top if wanted else None, self._asked[prompt])
+        return Logprobs(top, self._asked[prompt], top, start)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Text and figures so far, each time something new came."""
@@ -93,9 +102,18 @@ class _Answer:
             "e2e_latency": time.perf_counter() - self._started,
         }
         if output.logprobs is not None:
-            top, asked = self._tops[prompt], self._asked[prompt]
-            meta |= native_logprobs(self._texts, output.token_ids, output.logprobs, top, asked)
+            meta |= self._native("output", prompt, output.token_ids, output.logprobs)
+        if output.prompt_token_ids is not None and output.prompt_logprobs is not None:
+            ids = output.prompt_token_ids[self._starts[prompt] :]
+            meta |= self._native("input", prompt, ids, [None, *output.prompt_logprobs])
         return {"text": output.text, "output_ids": output.token_ids, "meta_info": meta}
+
+    def _native(
+        self, side: str, prompt: int, ids: list[int], logprobs: Sequence[TokenLogprobs | None]
+    ) -> dict[str, Any]:
+        return native_logprobs(
+            side, self._texts, ids, logprobs, count=self._tops[prompt], asked=self._asked[prompt]
+        )
 
 
 def _prompts(server: Server, body: GenerateBody) -> tuple[list[str | list[int]], bool]:

@@ -33,6 +33,14 @@ def need_tokenizer(server: Server, field: str) -> Tokenizer:
     return tokenizer
 
 
+def check_whole(prompt_logprobs: int | None, stream: bool) -> None:
+    """Raise RequestError for prompt logprobs in a stream, whose events have no place for them."""
+    if prompt_logprobs is not None and stream:
+        raise RequestError(
+            f"prompt_logprobs is {prompt_logprobs}; it is accepted only without stream", "prompt_logprobs"
+        )
+
+
 def new_id(body: SamplingBody, prefix: str) -> str:
     """The request's own `rid`, or a new id: /abort_request takes either."""
     if body.rid is not None and not body.rid:

@@ -429,7 +429,7 @@ def test_prompt_logprobs_and_the_rows_beside_them(bench: Bench, chunks: tuple[in
             assert position not in found
             found[position] = logprobs
             np.testing.assert_allclose(got.logprobs[index], logprobs[prompt[position + 1]], atol=2e-4)
-            np.testing.assert_allclose(got.top_logprobs[index], np.sort(logprobs)[: -21:-1], atol=2e-4)
+            np.testing.assert_allclose(got.top_logprobs[index], np.sort(logprobs)[:-21:-1], atol=2e-4)
             np.testing.assert_allclose(logprobs[got.top_ids[index]], got.top_logprobs[index], atol=2e-4)
             np.testing.assert_allclose(got.asked_logprobs[index, :2], logprobs[asked], atol=2e-4)
     assert sorted(found) == list(range(len(prompt) - 1))

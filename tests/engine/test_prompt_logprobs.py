@@ -75,9 +75,7 @@ def test_a_warm_cache_serves_what_comes_before_the_start():
     engine.add_request(make_request("warms", prompt, 1))
     run.all()
     for start, cached in ((0, 0), (9, 8), (29, 28)):
-        engine.add_request(
-            make_request(start, prompt, 4, prompt_logprobs=0, prompt_logprob_start=start)
-        )
+        engine.add_request(make_request(start, prompt, 4, prompt_logprobs=0, prompt_logprob_start=start))
         run.all()
         assert run.last[str(start)].num_cached_tokens == cached
         assert run.scores.get(str(start), []) == expected_prompt_logprobs(prompt, VOCAB)[start:]

@@ -19,12 +19,18 @@ _ONE_OR_MANY: dict[str, tuple[type, str]] = {
     "sampling_params": (dict, "an object"),
     "return_logprob": (bool, "true or false"),
     "top_logprobs_num": (int, "an integer"),
+    "logprob_start_len": (int, "an integer"),
     "rid": (str, "a string"),
 }
 
 
 # SamplingParams' fields that /generate has outside of `sampling_params` -> their names there
-LOGPROB_NAMES = {"logprobs": "top_logprobs_num", "logprob_token_ids": "token_ids_logprob"}
+LOGPROB_NAMES = {
+    "logprobs": "top_logprobs_num",
+    "logprob_token_ids": "token_ids_logprob",
+    "prompt_logprobs": "top_logprobs_num",
+    "prompt_logprob_start": "logprob_start_len",
+}
 
 
 class Logprobs(NamedTuple):
@@ -32,6 +38,8 @@ class Logprobs(NamedTuple):
 
     logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: int | None = None
+    prompt_logprob_start: int = 0
 
 
 class GenerateSampling(GrammarBody):
@@ -75,6 +83,7 @@ class GenerateBody(Body):
     stream: bool = False
     return_logprob: bool | list[bool] = False
     top_logprobs_num: Int | list[Int] = 0
+    logprob_start_len: Int | list[Int] = -1
     token_ids_logprob: list[Int] | list[list[Int]] = Field(default_factory=list)
     return_text_in_logprobs: bool = False
     rid: str | list[str] | None = None
@@ -84,7 +93,6 @@ class GenerateBody(Body):
     # they tell SGLang what to write into its logs
     without_effect: ClassVar[frozenset[str]] = frozenset({"log_metrics", "no_logs", "custom_labels"})
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "logprob_start_len": (-1,),
         "input_embeds": (),
         "image_data": ([], ""),
         "video_data": ([], ""),

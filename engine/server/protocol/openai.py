@@ -24,7 +24,6 @@ _EXTENSIONS: dict[str, tuple[object, ...]] = {
     "include_stop_str_in_output": (False,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
-    "prompt_logprobs": (),
     "add_special_tokens": (True,),
     "return_token_ids": (False,),
     "return_hidden_states": (False,),
@@ -46,6 +45,7 @@ class CompletionBody(SamplingBody):
     prompt: list[Any]
     max_tokens: Int = 16
     logprobs: Int | None = None
+    prompt_logprobs: Int | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     echo: bool = False
     suffix: str = ""
@@ -120,6 +120,7 @@ class ChatBody(SamplingBody):
     max_tokens: Int | None = None
     max_completion_tokens: Int | None = None
     logprobs: bool = False
+    prompt_logprobs: Int | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     add_generation_prompt: bool | None = None  # None: unless the last message is continued

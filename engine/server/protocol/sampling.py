@@ -98,6 +98,7 @@ def sampling_params(
     defaults: Mapping[str, float | int],
     max_tokens: int | None,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """The engine's parameters for `body`; `defaults` fill what it leaves open.
 
@@ -118,6 +119,7 @@ def sampling_params(
         "no_stop_trim": body.no_stop_trim,
         "n": body.n,
         "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
         "grammar": read_grammar(body)[0],
     }
     return make_params(given, defaults, _OPENAI_NAMES)

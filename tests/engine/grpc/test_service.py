@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_tools import protoc
 
-from radixmesh.backends.fake.oracle import expected_embedding, expected_tokens
+from radixmesh.backends.fake.oracle import expected_embedding, expected_prompt_logprobs, expected_tokens
 from radixmesh.engine.errors import ConfigError
 from radixmesh.engine.grammar.given import KINDS
 from radixmesh.engine.grammar.grammar import GrammarSpec
@@ -98,6 +98,19 @@ def test_sequences_and_logprobs(pb: Any, stub: Any) -> None:
             assert list(each.top_logprobs) == [-0.5, -1.5]
     expected = expected_tokens(list(b"ab"), 4, VOCAB)
     assert tokens == {0: expected, 1: expected}
+
+
+def test_logprobs_of_the_prompt_and_of_given_ids(pb: Any, stub: Any) -> None:
+    asked = [3, 200]
+    sampling = greedy(pb, 9, n=2, prompt_logprobs=1, prompt_logprob_start=2, logprob_token_ids=asked)
+    expected = expected_prompt_logprobs(list(b"hello"), VOCAB, top=1, asked=asked)[2:]
+    told: dict[int, list[Any]] = {0: [], 1: []}
+    for part in stub.Generate(pb.GenerateRequest(text="hello", sampling=sampling)):
+        told[part.index] += [
+            (each.logprob, list(each.top_ids), list(each.asked)) for each in part.prompt_logprobs
+        ]
+        assert not part.logprobs
+    assert told == {0: expected, 1: expected}  # once
 
 
 def test_what_stopped_it_is_told(pb: Any, stub: Any) -> None:

@@ -103,6 +103,7 @@ PLACES: dict[str, Place] = {
             "prompt": "b",
             "max_tokens": 3,
             "logprobs": 2,
+            "prompt_logprobs": 2,
             "best_of": 2,
             "echo": True,
             "suffix": Effect("c", status=400),  # the tokenizer has no tokens for it; test_fim.py shows it
@@ -124,6 +125,7 @@ PLACES: dict[str, Place] = {
             "max_tokens": 3,
             "max_completion_tokens": 3,
             "logprobs": True,
+            "prompt_logprobs": 2,
             "top_logprobs": Effect(2, {"logprobs": True}),
             "chat_template_kwargs": {"opening": "So"},
             "add_generation_prompt": False,
@@ -210,6 +212,7 @@ PLACES: dict[str, Place] = {
             "stream": True,
             "return_logprob": True,
             "top_logprobs_num": Effect(2, {"return_logprob": True}),
+            "logprob_start_len": Effect(0, {"return_logprob": True}),
             "token_ids_logprob": Effect([5, 6], {"return_logprob": True}),
             "return_text_in_logprobs": Effect(True, {"return_logprob": True}),
             "rid": "mine",

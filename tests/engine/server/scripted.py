@@ -53,6 +53,8 @@ class ScriptedLLM:
             for count, token in enumerate(ids[: params.max_new_tokens], 1):
                 output = TokenOutput(request_id=request.id, token_ids=[token])
                 output.logprobs = [TokenLogprobs(logprob=-0.5, top_ids=[], top_logprobs=[])]
+                if params.scores_prompt and count == 1:
+                    output.prompt_logprobs = output.logprobs * (len(prompt) - 1 - params.prompt_logprob_start)
                 if token in self.info.eos_token_ids:
                     output.finish_reason, output.matched_stop = FinishReason.STOP, token
                 elif cut and count == params.max_new_tokens:

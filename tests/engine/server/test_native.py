@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from radixmesh.backends.fake.oracle import expected_tokens
+from radixmesh.backends.fake.oracle import expected_prompt_logprobs, expected_tokens
 from radixmesh.engine.stats import EngineStats
 from tests.engine.server.scripted import ScriptedLLM
 
@@ -125,6 +125,67 @@ def test_generate_refuses_ids_by_their_own_name(http: Any, fields: Any, message:
     got = http.post("/generate", json={"input_ids": [1], "return_logprob": True, **fields})
     assert got.status_code == 400 and message in got.text
     assert "token_ids_logprob" in got.text and "logprob_token_ids" not in got.text
+
+
+def native(entries: list[tuple[int, float]]) -> list[list[Any]]:
+    return [[value, token, None] for token, value in entries]
+
+
+@pytest.mark.parametrize("first", [0, 2, 4])
+@pytest.mark.parametrize("stream", [False, True])
+def test_generate_logprobs_of_the_prompt(http: Any, first: int, stream: bool) -> None:
+    prompt, asked = [9, 8, 200, 7, 258], [3, 4]
+    body = {
+        "input_ids": prompt, "sampling_params": greedy(2), "return_logprob": True, "top_logprobs_num": 2,
+        "token_ids_logprob": asked, "logprob_start_len": first, "stream": stream,
+    }  # fmt: skip
+    got = http.post("/generate", json=body)
+    meta = (events(got.text)[-1] if stream else got.json())["meta_info"]
+    known = expected_prompt_logprobs(prompt, VOCAB, top=2, asked=asked)[first:]
+    after = prompt[first + 1 :]
+    assert meta["input_token_logprobs"] == [
+        [None, prompt[first], None],
+        *native([(token, own) for token, (own, _, _) in zip(after, known, strict=True)]),
+    ]
+    assert meta["input_top_logprobs"] == [
+        None, *(native([*zip(ids, (-0.5, -1.5), strict=True)]) for _, ids, _ in known),
+    ]  # fmt: skip
+    assert meta["input_token_ids_logprobs"] == [
+        None, *(native([*zip(asked, values, strict=True)]) for _, _, values in known),
+    ]  # fmt: skip
+    assert [entry[1] for entry in meta["output_token_logprobs"]] == tokens_after(prompt, 2)
+
+
+def test_generate_may_only_score_the_prompt(http: Any) -> None:
+    body = {
+        "text": ["abc", "de"],
+        "sampling_params": greedy(0),
+        "return_logprob": True,
+        "logprob_start_len": 0,
+    }
+    got = http.post("/generate", json=body).json()
+    for text, each in zip(body["text"], got, strict=True):
+        assert (each["text"], each["output_ids"]) == ("", [])
+        meta = each["meta_info"]
+        assert meta["finish_reason"]["type"] == "length" and meta["completion_tokens"] == 0
+        own = [value for value, _, _ in expected_prompt_logprobs(text.encode(), VOCAB)]
+        assert [entry[0] for entry in meta["input_token_logprobs"]] == [None, *own]
+        assert meta["output_token_logprobs"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"logprob_start_len": 0, "return_logprob": False}, "with return_logprob"),
+        ({"logprob_start_len": -2}, "logprob_start_len is -2"),
+        ({"logprob_start_len": 3}, "logprob_start_len is 3"),
+        ({"logprob_start_len": [0, 1]}, "2 entries"),
+        ({"logprob_start_len": 0, "top_logprobs_num": 21}, "top_logprobs_num is 21"),
+    ],
+)
+def test_generate_refuses_what_no_prompt_has(http: Any, fields: Any, message: str) -> None:
+    got = http.post("/generate", json={"input_ids": [1, 2, 3], "return_logprob": True, **fields})
+    assert got.status_code == 400 and message in got.text
 
 
 def test_generate_stream_is_cumulative(http: Any) -> None:
