@@ -94,8 +94,8 @@ def _counts(
     at = (pages - rows.page_offsets[page_row])[:, None] * page_size
     at = at + torch.arange(page_size, device=page_tokens.device)  # [P, page_size] position in the row
     live = at < rows.kv_lens[page_row][:, None]
-    # rows of one step sample at most once each, after what they score: row -> its last wanted position, or the
-    # spare one
+    # rows of one step sample at most once each, after what they score: row -> its last wanted position,
+    # or the spare one
     count = torch.arange(shape[0], dtype=torch.int32, device=page_tokens.device)
     wanted_of = torch.full((len(rows.kv_lens),), shape[0], dtype=torch.int32, device=page_tokens.device)
     wanted_of.scatter_reduce_(0, batch.logits_rows.long(), count, "amax", include_self=False)

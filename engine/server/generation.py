@@ -102,7 +102,7 @@ def _in_clients_words(error: RequestError, job: Job) -> RequestError:
     elif error.field == "request_id":
         name = job.id_field
         return RequestError(str(error).replace("request_id", name, 1), name, error.status)
-    elif job.names and error.field in job.names:
+    elif error.field and job.names and error.field in job.names:
         name = job.names[error.field]
         return RequestError(str(error).replace(error.field, name, 1), name, error.status)
     elif error.field in KINDS and job.grammar_field:

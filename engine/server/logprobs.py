@@ -86,11 +86,8 @@ def native_logprobs(
     def entries(pairs: Iterable[tuple[int, float]]) -> list[Any]:
         return [entry(token, value) for token, value in pairs]
 
-    found: dict[str, Any] = {
-        f"{side}_token_logprobs": [
-            entry(token, each and each.logprob) for token, each in zip(ids, logprobs, strict=True)
-        ]
-    }
+    own = [None if each is None else each.logprob for each in logprobs]
+    found: dict[str, Any] = {f"{side}_token_logprobs": list(map(entry, ids, own))}
     if count:
         found[f"{side}_top_logprobs"] = [each and entries(_top(each, count)) for each in logprobs]
     if asked:

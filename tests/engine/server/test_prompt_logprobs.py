@@ -74,7 +74,7 @@ def vllms(prompt: list[int], texts: Any, count: int) -> list[Any]:
     for token, (own, likely, _) in zip(
         prompt[1:], expected_prompt_logprobs(prompt, VOCAB, top=count), strict=True
     ):
-        entries = {str(token): (own, None)}
+        entries: dict[str, tuple[float, int | None]] = {str(token): (own, None)}
         entries |= {str(other): (-0.5 - rank, rank + 1) for rank, other in enumerate(likely)}
         found.append(
             {
