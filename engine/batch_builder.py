@@ -169,12 +169,12 @@ def build_batch(
     sampled = rows if len(sampling_chunks) == len(chunks) else (*decode, *(rows[i] for i in sampling_chunks))
     logits_rows = np.arange(len(sampled), dtype=np.int32)
     logits_rows[len(decode) :] = sampling_chunks
-    wanted = _Wanted(cu_q_lens[1:][logits_rows] - 1, logits_rows, slots[logits_rows], _NO_IDS)
+    at, ends = cu_q_lens[1:][logits_rows] - 1, kv_lens[logits_rows]
+    wanted = _Wanted(at, ends, logits_rows, slots[logits_rows], _NO_IDS)
     if any(chunk.scored for chunk in chunks):
-        wanted = _with_scored(wanted, chunks, len(decode), cu_q_lens, table.spare_slot)
+        wanted = _with_scored(wanted, chunks, cu_q_lens, table.spare_slot)
         sampled = tuple(rows[i] for i in wanted.rows.tolist())
-    indices = positions[wanted.positions] + 1
-    sampling, variant = table.gather(sampled, wanted.slots, indices, wanted.given_ids)
+    sampling, variant = table.gather(sampled, wanted.slots, wanted.indices, wanted.given_ids)
     return ScheduleBatch(
         step=step,
         rows=rows,
@@ -188,7 +188,7 @@ def build_batch(
         kv_lens=kv_lens,
         page_indices=page_indices,
         page_offsets=page_offsets,
-        logits_positions=wanted.positions,
+        logits_positions=wanted.at,
         logits_rows=wanted.rows,
         constrained=np.flatnonzero(table.constrained[wanted.slots]).astype(np.int32),
         sampling=sampling,
@@ -199,28 +199,30 @@ def build_batch(
 class _Wanted(NamedTuple):
     """The L positions whose logits are wanted."""
 
-    positions: I32  # [L] into the flat token axis
+    at: I32  # [L] into the flat token axis
+    indices: I32  # [L] position of the token that follows
     rows: I32  # [L]
     slots: I32  # [L]
     given_ids: I32  # [L], or empty
 
 
-def _with_scored(
-    sampled: _Wanted, chunks: Sequence[Chunk], num_decode_rows: int, cu_q_lens: I32, spare_slot: int
-) -> _Wanted:
-    """The positions that sample and those of chunks that are scored, in the order of the token axis."""
-    positions, rows, given = [sampled.positions], [sampled.rows], [np.full(len(sampled.rows), -1, np.int32)]
-    for row, chunk in enumerate(chunks, num_decode_rows):
-        scored = chunk.scored
-        first = cu_q_lens[row] - chunk.start
-        positions.append(np.arange(scored.start + first, scored.stop + first, dtype=np.int32))
-        rows.append(np.full(len(scored), row, np.int32))
-        given.append(chunk.request.prompt_ids[scored.start + 1 : scored.stop + 1])
-    slots = np.full(sum(map(len, rows)), spare_slot, np.int32)
+def _with_scored(sampled: _Wanted, chunks: Sequence[Chunk], cu_q_lens: I32, spare_slot: int) -> _Wanted:
+    """The positions that sample and those of `chunks`, the last rows, that are scored, in the order of the
+    token axis."""
+    at, indices, rows = [sampled.at], [sampled.indices], [sampled.rows]
+    given = [np.full(len(sampled.rows), -1, np.int32)]
+    for row, chunk in enumerate(chunks, len(cu_q_lens) - 1 - len(chunks)):
+        following = np.arange(chunk.scored.start + 1, chunk.scored.stop + 1, dtype=np.int32)
+        at.append(following - 1 - chunk.start + cu_q_lens[row])
+        indices.append(following)
+        rows.append(np.full(len(following), row, np.int32))
+        given.append(chunk.request.prompt_ids[following])
+    slots = np.full(sum(map(len, at)), spare_slot, np.int32)
     slots[: len(sampled.slots)] = sampled.slots
-    at = np.concatenate(positions)
-    order = np.argsort(at)
-    return _Wanted(at[order], np.concatenate(rows)[order], slots[order], np.concatenate(given)[order])
+    all_at = np.concatenate(at)
+    order = np.argsort(all_at)
+    joined = (np.concatenate(each)[order] for each in (indices, rows))
+    return _Wanted(all_at[order], *joined, slots[order], np.concatenate(given)[order])
 
 
 def _i32(values: list[int]) -> I32:

@@ -53,6 +53,7 @@ class ScriptedLLM:
             for count, token in enumerate(ids[: params.max_new_tokens], 1):
                 output = TokenOutput(request_id=request.id, token_ids=[token])
                 output.logprobs = [TokenLogprobs(logprob=-0.5, top_ids=[], top_logprobs=[])]
+                output.logprobs[0].asked = [-1.0] * len(params.logprob_token_ids)
                 if params.scores_prompt and count == 1:
                     output.prompt_logprobs = output.logprobs * (len(prompt) - 1 - params.prompt_logprob_start)
                 if token in self.info.eos_token_ids:
