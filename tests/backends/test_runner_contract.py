@@ -7,6 +7,7 @@ Steps are planned here by hand, not by the scheduler. To hold another runner to 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,11 +51,8 @@ def fake_case() -> Case:
     def scores(tokens: Sequence[int]) -> np.ndarray:
         return -((np.arange(997) - oracle(tokens, 1, None)[0]) % 997)
 
-    def logprobs(tokens: Sequence[int]) -> np.ndarray:
-        return scores(tokens) - 0.5
-
-    capacity = RunnerCapacity(48, 8, 6, 64, 96)
-    return Case(lambda: FakeRunner(capacity, 997), 997, oracle, scores, logprobs, (None, 5))
+    runner = partial(FakeRunner, RunnerCapacity(48, 8, 6, 64, 96), 997)
+    return Case(runner, 997, oracle, scores, lambda tokens: scores(tokens) - 0.5, (None, 5))
 
 
 def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1, dp_size: int = 1) -> Case:
@@ -385,54 +383,47 @@ def test_logprobs_of_ids_that_rows_ask_for(bench: Bench) -> None:
     ]
     for counts in ([9, 5, 11], [1, 1, 1]):
         known = [list(row.tokens) for row in rows]
-        got = bench.run(*zip(rows, counts, strict=True)).asked_logprobs
-        assert got is not None
-        for tokens, ids, found in zip(known, asked, got, strict=True):
+        got = bench.run(*zip(rows, counts, strict=True))
+        for index, (tokens, ids) in enumerate(zip(known, asked, strict=True)):
             expected = bench.case.logprobs(tokens)[list(ids)]
-            np.testing.assert_allclose(found[: len(ids)], expected, atol=2e-4)
+            np.testing.assert_allclose(got.logprobs_of(index, 0, len(ids)).asked, expected, atol=2e-4)
     assert [row.output for row in rows] == want
-    masked = replace(rows[1], allowed=(7, 8))
-    tokens = list(masked.tokens)
-    got = bench.run((rows[0], 1), (masked, 1)).asked_logprobs
-    assert got is not None and masked.output[-1] in (7, 8)
-    np.testing.assert_allclose(got[1, :3], bench.case.logprobs(tokens)[[3, last, 0]], atol=2e-4)
+    masked, tokens = replace(rows[1], allowed=(7, 8)), list(rows[1].tokens)
+    found = bench.run((rows[0], 1), (masked, 1)).logprobs_of(1, 0, 3)
+    assert masked.output[-1] in (7, 8)
+    np.testing.assert_allclose(found.asked, bench.case.logprobs(tokens)[[3, last, 0]], atol=2e-4)
 
 
 @pytest.mark.parametrize("chunks", [(5, 1, 4), (1, 3, 3, 3), (2, 1, 1, 1, 5)], ids=str)
 def test_prompt_logprobs_and_the_rows_beside_them(bench: Bench, chunks: tuple[int, ...]) -> None:
     """The logits of every position of a prompt, chunk by chunk. Its own token, and those of a row that
-    decodes and has penalties, are what they are without."""
-    capacity, case = bench.capacity, bench.case
+    decodes, are what they are without."""
+    capacity, places = bench.capacity, []
     prompt, other = bench.prompt(sum(chunks)), bench.prompt(7)
     want = [bench.alone(prompt, 1), bench.alone(other, len(chunks) + 1)]
-    free = bench.pages()
-    beside = Row(list(other), bench.pages_for(24, free), 1, variant=FULL)
-    scored = Row(list(prompt), bench.pages_for(16, free), 3)
+    pages = bench.pages_for(40, bench.pages())
+    beside, scored = Row(list(other), pages[:3], 1, variant=FULL), Row(list(prompt), pages[3:], 3)
     bench.run((beside, len(other)))
-    found: dict[int, np.ndarray] = {}
     for count in chunks:
         batch, sampled = plan(bench.steps, [(beside, 1), (scored, count)], capacity.page_size)
         batch = with_scores(batch, 1, prompt, capacity.max_running_requests)
         bench.steps += 1
-        pending = bench.runner.forward([*[None] * (capacity.num_groups - 1), batch])
-        got, given = pending.result()[-1], batch.sampling.given_ids
+        got = bench.runner.forward([*[None] * (capacity.num_groups - 1), batch]).result()[-1]
+        given = batch.sampling.given_ids
         for row, token in zip(sampled, got.token_ids[given < 0].tolist(), strict=True):
-            row.tokens.append(token)
-            row.output.append(token)
+            row.tokens, row.output = [*row.tokens, token], [*row.output, token]
         beside.computed, scored.computed = beside.computed + 1, scored.computed + count
-        assert got.logprobs is not None and got.asked_logprobs is not None
-        assert got.top_ids is not None and got.top_logprobs is not None
-        assert (got.token_ids[given >= 0] == given[given >= 0]).all()
-        for index in np.flatnonzero(given >= 0):
-            position, asked = batch.sampling.indices[index] - 1, batch.sampling.asked_ids[index]
-            logprobs = case.logprobs(prompt[: position + 1])
-            assert position not in found
-            found[position] = logprobs
-            np.testing.assert_allclose(got.logprobs[index], logprobs[prompt[position + 1]], atol=2e-4)
-            np.testing.assert_allclose(got.top_logprobs[index], np.sort(logprobs)[:-21:-1], atol=2e-4)
-            np.testing.assert_allclose(logprobs[got.top_ids[index]], got.top_logprobs[index], atol=2e-4)
-            np.testing.assert_allclose(got.asked_logprobs[index, :2], logprobs[asked], atol=2e-4)
-    assert sorted(found) == list(range(len(prompt) - 1))
+        for index in np.flatnonzero(given >= 0).tolist():
+            place, asked = int(batch.sampling.indices[index]), batch.sampling.asked_ids[index]
+            logprobs = bench.case.logprobs(prompt[:place])
+            found = got.logprobs_of(index, 20, 2)
+            expected = [logprobs[prompt[place]], *np.sort(logprobs)[:-21:-1], *logprobs[asked]]
+            np.testing.assert_allclose(
+                [found.logprob, *found.top_logprobs, *found.asked], expected, atol=2e-4
+            )
+            np.testing.assert_allclose(logprobs[found.top_ids], found.top_logprobs, atol=2e-4)
+            places.append(place)
+    assert places == list(range(1, len(prompt)))
     assert [scored.output, beside.output] == want
 
 
