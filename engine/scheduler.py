@@ -369,7 +369,8 @@ class Scheduler:
         The first may be what a step in flight samples, whose result is then not looked at. Returns them,
         none where too few steps are saved. Raises GrammarError.
         """
-        if self.config.disable_jump_forward or request.params.logprobs is not None:
+        params = request.params
+        if self.config.disable_jump_forward or params.logprobs is not None or params.scores_prompt:
             return []
         tokens, in_flight = forced(request), request.num_in_flight
         least = MIN_JUMP if request.slot in self.decoding else 1

@@ -245,8 +245,11 @@ def test_the_context_ends_a_forced_run() -> None:
 def test_who_wants_logprobs_gets_them_for_every_token() -> None:
     run = Run()
     run.add("a", [5, 6, 7], WORDS, logprobs=2)
+    run.add("b", [5, 6, 7], WORDS, prompt_logprobs=0)  # before any token of the output
     run.all()
     assert run.tokens("a") == run.expected("a") and run.engine.stats().forced_tokens == 0
+    scored = [(len(each.prompt_logprobs or []), len(each.token_ids)) for each in run.outputs["b"]]
+    assert scored[0] == (2, 0) and not sum(count for count, _ in scored[1:])
     assert all(each.logprobs and len(each.logprobs) == 1 for each in run.outputs["a"])
 
 
@@ -320,6 +323,7 @@ def test_any_automaton_under_any_plan(
             seed=rng.choice([None, rng.randrange(100)]),
             stop_token_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 3]))),
             logprobs=rng.choice([None, None, None, 1]),
+            prompt_logprobs=rng.choice([None, None, None, 1]),
         )
         for _ in range(rng.choice([0, 1, 4])):
             run.step()

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from radixmesh.backends.fake.backend import FAKE_BACKEND, IM_END
-from radixmesh.backends.fake.oracle import expected_tokens
+from radixmesh.backends.fake.oracle import expected_prompt_logprobs, expected_tokens
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.errors import ModelError, RequestError
 from radixmesh.engine.llm import LLM
@@ -52,6 +53,23 @@ def test_one_prompt_in_every_form(prompt: Any) -> None:
         assert llm.tokenizer is not None and result.text == llm.tokenizer.decode(result.token_ids)
         assert (result.finish_reason, result.num_prompt_tokens) == (FinishReason.LENGTH, 5)
         assert all_pages_are_back(llm)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_how_likely_a_prompt_is(count: int) -> None:
+    params = replace(GREEDY, max_new_tokens=count, prompt_logprobs=1, prompt_logprob_start=1)
+    with fake_llm() as llm:
+        results = llm.generate(["hello", "it"], params, use_tqdm=False)
+        for text, result in zip(("hello", "it"), results, strict=True):
+            known = expected_prompt_logprobs(text.encode(), 259, top=1)[1:]
+            assert result.prompt_token_ids == list(text.encode()) and result.prompt_logprobs is not None
+            assert [(each.logprob, each.top_ids) for each in result.prompt_logprobs] == [
+                (own, ids) for own, ids, _ in known
+            ]
+            assert result.token_ids == expected(text, count)
+            assert result.finish_reason is FinishReason.LENGTH
+        (plain,) = llm.generate("hello", GREEDY, use_tqdm=False)
+        assert plain.prompt_logprobs is None and plain.prompt_token_ids is None
 
 
 def test_no_prompts() -> None:

@@ -110,6 +110,7 @@ class World:
             stop_token_ids=tuple(rng.sample(range(self.vocab), rng.choice([0, 0, 2]))),
             ignore_eos=rng.random() < 0.2,
             logprobs=rng.choice([None, None, 0, 2]),
+            prompt_logprobs=rng.choice([None, None, None, 1]),
         )
         priority, extra_key = rng.randrange(3), rng.choice(["", "", "x"])
         for child in range(rng.choice([1, 1, 1, 4])):
