@@ -221,8 +221,8 @@ def _with_scored(sampled: _Wanted, chunks: Sequence[Chunk], cu_q_lens: I32, spar
     slots[: len(sampled.slots)] = sampled.slots
     all_at = np.concatenate(at)
     order = np.argsort(all_at)
-    joined = (np.concatenate(each)[order] for each in (indices, rows))
-    return _Wanted(all_at[order], *joined, slots[order], np.concatenate(given)[order])
+    joined = [np.concatenate(each)[order] for each in (indices, rows, given)]
+    return _Wanted(all_at[order], joined[0], joined[1], slots[order], joined[2])
 
 
 def _i32(values: list[int]) -> I32:

@@ -93,7 +93,7 @@ def test_tiny_models(backend: Any, name: str, options: dict[str, Any], tmp_path:
     starts = [0, 0, 5, 17, 3]
     count = 30 if "max_total_tokens" in options else 6
     plain = [int(token) for token in shared[3:12]]
-    expected = []
+    expected: list[int] = []
     for _ in range(8):
         expected.append(int(logprobs_after(model, [*plain, *expected])[-1].argmax()))
     engine = start_engine(config, backend_for(config))

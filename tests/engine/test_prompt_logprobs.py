@@ -1,6 +1,7 @@
 """Prompt logprobs through the scheduler: whatever the chunks, the cache, the batch and preemption."""
 
 import random
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -9,8 +10,11 @@ from radixmesh.engine.errors import RequestError
 from tests.engine.driving import VOCAB, Run, make_engine, make_request
 
 
+@dataclass
 class Scores(Run):
     """A run that keeps prompt logprobs, which come once."""
+
+    scores: dict[str, list[tuple[float, list[int], list[float]]]] = field(default_factory=dict)
 
     def step(self):
         outputs = super().step()
@@ -23,12 +27,6 @@ class Scores(Run):
         return outputs
 
 
-def scores(engine):
-    run = Scores(engine)
-    run.scores = {}
-    return run
-
-
 def some_prompt(length, seed=0):
     return [random.Random(seed).randrange(VOCAB) for _ in range(length)]
 
@@ -39,7 +37,7 @@ def some_prompt(length, seed=0):
 def test_every_prompt_token_is_scored_once(chunk, rows, start, overlap):
     """Of any chunk size, and of fewer logits rows than a chunk has tokens."""
     engine = make_engine(chunk=chunk, rows=rows, disable_overlap_schedule=not overlap)
-    run, prompt = scores(engine), some_prompt(30)
+    run, prompt = Scores(engine), some_prompt(30)
     engine.add_request(
         make_request("a", prompt, 5, prompt_logprobs=2, prompt_logprob_start=start, logprobs=0)
     )
@@ -51,7 +49,7 @@ def test_every_prompt_token_is_scored_once(chunk, rows, start, overlap):
 
 def test_a_chunk_takes_no_more_logits_than_are_left():
     engine = make_engine(chunk=32, rows=8)
-    run = scores(engine)
+    run = Scores(engine)
     engine.add_request(make_request("decodes", some_prompt(3, 1), 40))
     for _ in range(3):
         run.step()
@@ -71,7 +69,7 @@ def test_a_chunk_takes_no_more_logits_than_are_left():
 
 def test_a_warm_cache_serves_what_comes_before_the_start():
     engine = make_engine()
-    run, prompt = scores(engine), some_prompt(30)
+    run, prompt = Scores(engine), some_prompt(30)
     engine.add_request(make_request("warms", prompt, 1))
     run.all()
     for start, cached in ((0, 0), (9, 8), (29, 28)):
@@ -87,7 +85,7 @@ def test_a_warm_cache_serves_what_comes_before_the_start():
 
 def test_pages_of_a_scored_prompt_are_cached():
     engine = make_engine()
-    run, prompt = scores(engine), some_prompt(30)
+    run, prompt = Scores(engine), some_prompt(30)
     engine.add_request(make_request("scored", prompt, 1, prompt_logprobs=0))
     run.all()
     engine.add_request(make_request("plain", prompt, 4))
@@ -108,7 +106,7 @@ def test_neither_preemption_nor_neighbours_change_them(seed):
         disable_radix_cache=rng.random() < 0.2,
         schedule_policy=rng.choice(["fcfs", "lpm"]),
     )
-    run, wanted = scores(engine), {}
+    run, wanted, expected = Scores(engine), {}, {}
     stem = some_prompt(24, seed)
     for index in range(24):
         prompt = stem[: rng.randrange(1, 24)] + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 24))]
@@ -126,16 +124,15 @@ def test_neither_preemption_nor_neighbours_change_them(seed):
             run.step()
         if "logit_bias" not in given:
             run.tokens.setdefault(str(index), [])
-            wanted.setdefault("tokens", {})[str(index)] = expected_tokens(prompt, count, VOCAB)
+            expected[str(index)] = expected_tokens(prompt, count, VOCAB)
     run.all()
-    expected = wanted.pop("tokens")
     assert {name: run.tokens[name] for name in expected} == expected
     assert {name: run.scores.get(name, []) for name in wanted} == wanted
 
 
 def test_some_of_these_were_preempted_while_they_were_scored():
     engine = make_engine(pages=12, chunk=8, rows=4)
-    run = scores(engine)
+    run = Scores(engine)
     first, second = some_prompt(12, 1), some_prompt(30, 2)
     engine.add_request(make_request("first", first, 30))
     run.step()
@@ -150,7 +147,7 @@ def test_some_of_these_were_preempted_while_they_were_scored():
 
 def test_an_abort_in_the_middle_of_the_prompt_ends_it_alone():
     engine = make_engine(chunk=4)
-    run = scores(engine)
+    run = Scores(engine)
     engine.add_request(make_request("a", some_prompt(30), 3, prompt_logprobs=0))
     engine.add_request(make_request("b", some_prompt(9, 1), 3, prompt_logprobs=0))
     run.step()

@@ -96,7 +96,11 @@ def test_generate_logprobs(http: Any) -> None:
 
 
 def test_generate_logprobs_of_given_ids(http: Any) -> None:
-    body = {"input_ids": [[1, 2], [3]], "sampling_params": greedy(2), "return_logprob": True}
+    body: dict[str, Any] = {
+        "input_ids": [[1, 2], [3]],
+        "sampling_params": greedy(2),
+        "return_logprob": True,
+    }
     both = [[7, 258], [4]]
     got = http.post("/generate", json={**body, "token_ids_logprob": both}).json()
     for prompt, ids, each in zip(body["input_ids"], both, got, strict=True):
@@ -157,7 +161,7 @@ def test_generate_logprobs_of_the_prompt(http: Any, first: int, stream: bool) ->
 
 
 def test_generate_may_only_score_the_prompt(http: Any) -> None:
-    body = {
+    body: dict[str, Any] = {
         "text": ["abc", "de"],
         "sampling_params": greedy(0),
         "return_logprob": True,
