@@ -34,6 +34,8 @@ def test_every_field_arrives(variant: SamplingVariant) -> None:
         bias_ids=np.array([7, 8], np.int32),
         bias_values=np.array([1, -np.inf], np.float32),
         seeds=np.array([1, 2, 2**32 - 1], np.uint32),
+        asked_ids=np.array([[4, 5], [6, 0], [0, 0]], np.int32),
+        given_ids=np.array([-1, 9, -1], np.int32),
     )
     batch = replace(batch, sampling=sampling)
     layout = Layout.exact(batch, CAPACITY)
