@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import HTMLResponse, Response
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from ..snapshot import GroupView, NodeView
 from .recent import SLOT_SECONDS, SLOTS
@@ -29,9 +29,12 @@ _TEXTS = 4096  # nodes whose text is remembered
 
 
 def add_page_routes(app: FastAPI, server: Server) -> None:
-    """Add / and /engine_state to `app`, unless the options say no."""
+    """Add / and /engine_state to `app`; where the options say no, just an / that says who is here.
+
+    Either takes HEAD, which the `ollama` command asks before all else.
+    """
     if not server.options.ui:
-        app.get("/", include_in_schema=False)(_nothing)
+        app.head("/")(app.get("/")(_here))
         return
     text, policy = build_page()
     headers = {
@@ -42,6 +45,7 @@ def add_page_routes(app: FastAPI, server: Server) -> None:
     }
     view = EngineView(server)
 
+    @app.head("/", response_class=HTMLResponse)
     @app.get("/", response_class=HTMLResponse)
     async def page() -> Response:
         return HTMLResponse(text, headers=headers)
@@ -51,9 +55,9 @@ def add_page_routes(app: FastAPI, server: Server) -> None:
         return json_response(await view.state())
 
 
-async def _nothing() -> Response:
-    """The path has another route, for HEAD alone: as if it had none."""
-    raise HTTPException(404)
+async def _here() -> Response:
+    """Ollama's clients ask / whether a server is there, and want 200."""
+    return PlainTextResponse("radixmesh is running")
 
 
 def build_page() -> tuple[str, str]:

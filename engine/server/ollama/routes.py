@@ -57,11 +57,6 @@ def _add_model_routes(app: FastAPI, server: Server) -> None:
     def read_facts() -> ModelFacts:
         return facts_of(server.llm.info.path)
 
-    @app.head("/")
-    async def here() -> Response:
-        """What the `ollama` command asks before all else."""
-        return Response()
-
     @app.get("/api/tags")
     async def tags() -> Response:
         return json_response({"models": [card(server, await to_thread(read_facts))]})

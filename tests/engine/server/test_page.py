@@ -86,9 +86,19 @@ def test_running_requests_have_their_names(start: Any) -> None:
 
 def test_no_ui_turns_both_off(start: Any) -> None:
     server = start(options={"ui": False})
-    for path in ("/", "/engine_state"):
-        answer = httpx.get(server.url + path)
-        assert answer.status_code == 404 and "there is no route" in answer.json()["error"]["message"]
+    answer = httpx.get(server.url + "/engine_state")
+    assert answer.status_code == 404 and "there is no route" in answer.json()["error"]["message"]
+    answer = httpx.get(server.url + "/")  # Ollama's clients ask whether anybody is here
+    assert answer.status_code == 200 and answer.text == "radixmesh is running"
+
+
+@pytest.mark.parametrize("ui", [True, False])
+def test_the_ping_of_ollama(start: Any, ui: bool) -> None:
+    server = start(options={"ui": ui})
+    got, ping = httpx.get(server.url), httpx.head(server.url)
+    assert ping.status_code == 200 and not ping.content
+    assert ping.headers["content-length"] == got.headers["content-length"]
+    assert httpx.post(server.url).status_code == 405
 
 
 def test_what_others_ask_needs_the_admin_key(start: Any) -> None:
