@@ -56,12 +56,13 @@ class EventStream(Response):
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        head = {"type": "http.response.start", "status": 200, "headers": self._head}
         try:
             async with time_limit(self._server), aclosing(self._events) as events:
                 async for data in events:
                     if not started:
                         started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": self._head})
+                        await send(head)
                     await send({"type": "http.response.body", "body": data, "more_body": True})
         except Exception as error:
             if not started:
@@ -69,4 +70,6 @@ class EventStream(Response):
             await send(
                 {"type": "http.response.body", "body": error_event(error, scope["path"]), "more_body": True}
             )
+        if not started:  # nothing came, and nothing was wrong
+            await send(head)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

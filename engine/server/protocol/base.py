@@ -95,10 +95,12 @@ def _explain(error: ErrorDetails, prefix: str) -> RequestError:
 
 _ACCEPTED = {
     "int_type": "an integer",
+    "int_parsing": "an integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "a string",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "list_type": "a list",
     "dict_type": "an object",
     "model_type": "an object",

@@ -14,6 +14,8 @@ from .protocol import ResponseBody
 
 Item = dict[str, Any]
 
+_CANCELLED = "response.incomplete"  # OpenAI's events have none of their own for it
+
 
 class Answer:
     """One response: the object that clients get, whole at any time, and its events.
@@ -63,12 +65,13 @@ class Answer:
         }
         return self.told("response.failed")
 
-    def end_early(self) -> None:
-        """Nothing more will come: what is not finished was cancelled."""
-        if self.response["status"] in ("queued", "in_progress"):
-            for _ in self._close("incomplete"):
-                pass
-            self.response["status"] = "cancelled"
+    def end_early(self) -> list[dict[str, Any]]:
+        """Nothing more will come: what is not finished was cancelled. The events that tell so."""
+        if self.response["status"] not in ("queued", "in_progress"):
+            return []
+        events = list(self._close("incomplete"))
+        self.response["status"] = "cancelled"
+        return [*events, self.told(_CANCELLED)]
 
     def told(self, kind: str) -> dict[str, Any]:
         """An event with the response as it is now."""
@@ -161,8 +164,7 @@ class Answer:
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "usage": _usage(output, self._reasoning_tokens),
         }
-        # OpenAI's events have none of their own for a response that was cancelled
-        yield self.told("response.completed" if status == "completed" else "response.incomplete")
+        yield self.told("response.completed" if status == "completed" else _CANCELLED)
 
 
 def _begin(id: str, body: ResponseBody, model: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bodies of /v1/responses: the request, and the items that its input may have."""
+"""What /v1/responses takes: the request, the items that its input may have, and queries."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from ...request import MAX_TOP_LOGPROBS
 from ..protocol.base import Body, Float, Int, Priority
 from ..protocol.openai import LABELS
+from ..protocol.query import Query
 from ..protocol.sampling import DEFAULT_NAME
 from ..protocol.schema import Checked
 
@@ -179,3 +180,23 @@ class ResponseBody(Body):
         "background_options": (),
         "image": (),
     }
+
+
+class ResponseQuery(Query):
+    """Query of GET /v1/responses/{id}."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Field(ge=0)] | None = None
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"include": ()}
+
+
+class ItemsQuery(Query):
+    """Query of GET /v1/responses/{id}/input_items."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
+
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"include": ()}

@@ -19,6 +19,7 @@ from ..logprobs import chat_logprobs
 from ..message import Reading
 from ..openai_common import check_model
 from ..protocol.base import shorten
+from ..protocol.query import read_query, takes_query
 from ..protocol.sampling import SamplingBody, sampling_params
 from ..responses import json_response
 from ..routes import post
@@ -26,9 +27,10 @@ from ..state import Server
 from ..streaming import EventStream, event
 from ..visit import current_visit
 from .answer import Answer
-from .protocol import LOGPROBS, ResponseBody
+from .items import named, page_of
+from .protocol import LOGPROBS, ItemsQuery, ResponseBody, ResponseQuery
 from .reading import read_conversation, read_input
-from .store import Kept, ResponseStore
+from .store import Kept, ResponseStore, Told
 
 
 def add_response_routes(app: FastAPI, server: Server) -> None:
@@ -38,18 +40,30 @@ def add_response_routes(app: FastAPI, server: Server) -> None:
     @post(app, server, "/v1/responses", body=ResponseBody)
     async def create_response(request: Request, body: ResponseBody) -> Response:
         work = await _Work.of(server, store, body)
+        if body.background:
+            return work.in_background()
         if body.stream:
             return EventStream(server, work.events())
-        if body.background:
-            return json_response(work.in_background())
         await until_gone(request.receive, work.whole())
         return json_response(work.answer.response)
 
-    @app.get("/v1/responses/{response_id}")
+    @app.get("/v1/responses/{response_id}", openapi_extra=takes_query(ResponseQuery))
     async def response(request: Request, response_id: str) -> Response:
-        for name in request.query_params:
-            raise RequestError(f"{shorten(name)[1:-1]} is not supported here; accepted is no query", name)
-        return json_response(store.find(response_id, current_visit().key).answer.response)
+        query = read_query(ResponseQuery, request.query_params.multi_items())
+        kept = store.find(response_id, current_visit().key)
+        if query.stream:
+            return EventStream(server, _told(kept).after(-1 if (at := query.starting_after) is None else at))
+        if query.starting_after is not None:
+            raise RequestError(
+                f"starting_after is {query.starting_after}; it is accepted only with stream=true",
+                "starting_after",
+            )
+        return json_response(kept.answer.response)
+
+    @app.get("/v1/responses/{response_id}/input_items", openapi_extra=takes_query(ItemsQuery))
+    async def input_items(request: Request, response_id: str) -> Response:
+        query = read_query(ItemsQuery, request.query_params.multi_items())
+        return json_response(page_of(store.find(response_id, current_visit().key).items, query))
 
     @app.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str) -> Response:
@@ -75,14 +89,25 @@ async def _stop(kept: Kept) -> None:
     if kept.task is not None and not kept.task.done():
         kept.task.cancel()
         await asyncio.wait([kept.task])
-        kept.answer.end_early()  # the task may not even have begun
+        kept.tell(kept.answer.end_early(), last=True)  # the task may not even have begun
+
+
+def _told(kept: Kept) -> Told:
+    """The events of a response that can be streamed again."""
+    if kept.told is None:
+        raise RequestError(
+            f"response {shorten(kept.answer.response['id'])} was not asked for with background and stream"
+            " true; only of such events are kept, accepted is stream=false",
+            "stream",
+        )
+    return kept.told
 
 
 class _Work:
     """One response in the making."""
 
     def __init__(
-        self, server: Server, store: ResponseStore, body: ResponseBody, messages: list[dict[str, Any]]
+        self, server: Server, store: ResponseStore, body: ResponseBody, items: list[dict[str, Any]]
     ) -> None:
         self._server = server
         self._store = store
@@ -90,21 +115,19 @@ class _Work:
         self._job: Job
         self._reading: Reading
         self.answer = Answer(f"resp_{uuid.uuid4().hex}", body, server.llm.info.name)
-        self._kept = Kept(self.answer, current_visit().key, messages)
+        self._kept = Kept(self.answer, current_visit().key, items)
 
     @classmethod
     async def of(cls, server: Server, store: ResponseStore, body: ResponseBody) -> "_Work":
         """What `body` asks for, ready to begin. Raises RequestError, naming the field."""
         check_model(server, body.model)
-        if body.background and (body.stream or not body.store):
-            name, value = ("stream", "true") if body.stream else ("store", "false")
-            raise RequestError(
-                f"background is true and {name} {value}; accepted is one of them", "background"
-            )
-        messages = read_input(body.input, _before(store, body))
+        if body.background and not body.store:
+            raise RequestError("background is true and store false; accepted is one of them", "background")
+        before = _before(store, body)
+        messages = read_input(body.input, read_input(before))
         chat = read_conversation(server, body, messages)
         params = _params(server, body)
-        work = cls(server, store, body, messages)
+        work = cls(server, store, body, before + named(body.input))
         id = work.answer.response["id"]
         try:
             job = await start_chat(server, chat, params, id, body.priority, _key(body))
@@ -140,10 +163,13 @@ class _Work:
                 pass
         self._keep()
 
-    def in_background(self) -> dict[str, Any]:
-        """Begin, and go on when this request is answered."""
+    def in_background(self) -> Response:
+        """Begin, and go on when this request is answered, or its client is gone."""
         self._server.check_serving()
-        first: dict[str, Any] = {**self.answer.response}
+        first = json_response(self.answer.response)
+        if self._body.stream:
+            self._kept.told = Told()
+            first = EventStream(self._server, self._kept.told.after(-1))
         self._kept.task = asyncio.create_task(self._run())
         self._store.keep(self._kept)
         return first
@@ -151,12 +177,12 @@ class _Work:
     async def _run(self) -> None:
         try:
             async with time_limit(self._server), aclosing(self._steps()) as steps:
-                async for _ in steps:
-                    pass
+                async for events in steps:
+                    self._kept.tell(events)
         except Exception as error:
-            self.answer.fail(error)
+            self._kept.tell([self.answer.fail(error)])
         finally:
-            self.answer.end_early()
+            self._kept.tell(self.answer.end_early(), last=True)
             self._store.resize(self._kept)
 
     async def _steps(self) -> AsyncGenerator[list[dict[str, Any]], None]:
@@ -183,7 +209,7 @@ class _Work:
 
 
 def _before(store: ResponseStore, body: ResponseBody) -> list[dict[str, Any]]:
-    """The messages up to the end of the response before this one."""
+    """The items up to the end of the response before this one."""
     if body.previous_response_id is None:
         return []
     try:
@@ -196,7 +222,7 @@ def _before(store: ResponseStore, body: ResponseBody) -> list[dict[str, Any]]:
             " accepted is one that is finished",
             "previous_response_id",
         )
-    return read_input(_sent_back(kept.answer.response["output"]), kept.messages)
+    return kept.items + _sent_back(kept.answer.response["output"])
 
 
 def _sent_back(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

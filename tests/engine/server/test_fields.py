@@ -104,6 +104,7 @@ PLACES: dict[str, Place] = effects.PLACES | anthropic.PLACES | ollama.PLACES
 BODIES = sorted(PLACES)
 UNSEEN = {  # bases; choices that are refused by their value
     "SamplingBody", "GrammarBody", "OpenAIGrammarBody", "OllamaBody", "NamedFunction", "FunctionChoice",
+    "Query", "ResponseQuery", "ItemsQuery",  # queries: test_responses.py
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import json
 import time
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -148,6 +149,110 @@ def test_cancel(start: Any) -> None:
     slow.end()
 
 
+def test_a_stream_in_the_background_is_followed_again_from_anywhere(start: Any) -> None:
+    slow = start(config={"context_length": 100_000})
+    with openai.OpenAI(base_url=slow.url + "/v1", api_key="none", max_retries=0) as client:
+        asked = {"input": "Hi", "background": True, "stream": True, **FAKE}
+        with client.responses.create(max_output_tokens=3_000, **asked) as stream:
+            told = [next(stream) for _ in range(20)]
+        id = told[0].response.id  # whose first reader has left it
+        told += client.responses.retrieve(id, stream=True, starting_after=told[-1].sequence_number)
+        assert [each.sequence_number for each in told] == list(range(len(told)))
+        text = "".join(each.delta for each in told if each.type == "response.output_text.delta")
+        assert text == told[-1].response.output_text == expected(3_000, ("user", "Hi"))
+        assert list(client.responses.retrieve(id, stream=True)) == told
+        for number in (len(told) - 1, len(told) + 7):
+            assert not list(client.responses.retrieve(id, stream=True, starting_after=number))
+
+        endless = client.responses.create(**asked)
+        id = next(endless).response.id
+        client.responses.cancel(id)
+        *_, last = endless  # what was told before it ends is still there
+        assert last.type == "response.incomplete" and last.response.status == "cancelled"
+    slow.end()
+
+
+def test_only_events_that_are_kept_can_be_told_again(client: Any) -> None:
+    asked: dict[str, Any] = {"input": "Hi", "max_output_tokens": 1, **FAKE}
+    for mode in ({}, {"background": True}):
+        made = client.responses.create(**asked, **mode)
+        with pytest.raises(openai.BadRequestError, match="background and stream") as caught:
+            client.responses.retrieve(made.id, stream=True)
+        assert caught.value.param == "stream"
+
+
+def test_input_items(client: Any) -> None:
+    given: list[Any] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "reasoning", "id": "mine", "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"role": "assistant", "content": "Ho"},
+    ]
+    asked: dict[str, Any] = {"max_output_tokens": 3, **FAKE}
+    first = client.responses.create(input=given, **asked)
+    second = client.responses.create(input="More", previous_response_id=first.id, **asked)
+    items = client.responses.input_items.list(second.id, order="asc").data
+    assert [each.type for each in items] == ["message"] * 2 + ["reasoning"] + ["message"] * 3
+    texts = [each.content[0].text for each in items]
+    assert texts == ["Be brief.", "Hi", "hm", "Ho", first.output_text, "More"]
+    kinds = ["input_text", "input_text", "reasoning_text", "output_text", "output_text", "input_text"]
+    assert [each.content[0].type for each in items] == kinds
+    assert items[4].id == first.output[0].id
+    assert len({each.id for each in items}) == len(items)
+    assert list(client.responses.input_items.list(second.id)) == items[::-1]  # the newest first
+    for order, expected_order in (("asc", items), ("desc", items[::-1])):
+        page = client.responses.input_items.list(second.id, order=order, limit=2)
+        assert page.data == expected_order[:2] and page.has_more
+        assert (page.first_id, page.last_id) == (page.data[0].id, page.data[1].id)
+        assert list(page) == expected_order  # the client asks for page after page
+    page = client.responses.input_items.list(second.id, after=items[0].id)
+    assert not page.data and not page.has_more and page.first_id is page.last_id is None
+
+
+def test_calls_in_input_items() -> None:
+    llm = ScriptedLLM(THINKS, "a")
+    call = {"type": "function_call", "call_id": "call_0", "name": "now", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_0", "output": "noon", "id": None}
+    given: list[Any] = [call, output]
+
+    async def run() -> Any:
+        async with llm.client() as client:
+            made = await client.responses.create(model="fake", input=given)
+            return (await client.responses.input_items.list(made.id, order="asc")).data
+
+    made, brought = asyncio.run(run())
+    assert made.id.startswith("fc_") and made.name == "now" and made.arguments == "{}"
+    assert brought.id.startswith("fco_") and (brought.call_id, brought.output) == ("call_0", "noon")
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "field"),
+    [
+        ("", "stream=maybe", "stream"),
+        ("", "starting_after=3", "starting_after"),
+        ("", "stream=true&starting_after=-1", "starting_after"),
+        ("", "include=reasoning.encrypted_content", "include"),
+        ("", "frobnicate=1", "frobnicate"),
+        ("/input_items", "limit=0", "limit"),
+        ("/input_items", "limit=101", "limit"),
+        ("/input_items", "limit=ten", "limit"),
+        ("/input_items", "limit=1&limit=2", "limit"),
+        ("/input_items", "order=down", "order"),
+        ("/input_items", "after=msg_none", "after"),
+        ("/input_items", "before=msg_none", "before"),
+        ("/input_items", "include=x", "include"),
+    ],
+)
+def test_queries_are_honoured_or_refused(client: Any, server: Any, path: str, query: str, field: str) -> None:
+    id = client.responses.create(input="Hi", max_output_tokens=1, **FAKE).id
+    url = f"{server.url}/v1/responses/{id}{path}"
+    assert httpx.get(f"{url}?include_obfuscation=false").status_code == (400 if path else 200)
+    got = httpx.get(f"{url}?{query}")
+    error = got.json()["error"]
+    assert got.status_code == 400 and error["param"] == field and field in error["message"]
+    assert httpx.get(url.replace(id, "resp_none")).status_code == 404
+
+
 def ask(llm: ScriptedLLM, **body: Any) -> Any:
     """The whole response; with stream=True its events and what the client's own accumulator made of them."""
 
@@ -224,7 +329,6 @@ def test_what_the_model_wrote_goes_back_as_one_message() -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{**TOOLS[1], "type": "function_call", "call_id": "1"}]}, "input[0].parameters"),
         ({"background": True, "store": False}, "background"),
-        ({"background": True, "stream": True}, "background"),
         ({"include": ["reasoning.encrypted_content"]}, "include[0]"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ({"truncation": "auto"}, "truncation"),
@@ -262,7 +366,7 @@ def test_the_store_is_bounded() -> None:
     store.delete("big", None)
     store.keep(kept("big", "x" * 15_000))  # its place is free again
     grown = store.find("running", None)
-    grown.messages.append({"content": "x" * 6_000})
+    grown.items.append({"content": "x" * 6_000})
     grown.answer.response["status"] = "completed"
     store.resize(grown)
     with pytest.raises(ResponseNotFoundError):
