@@ -39,7 +39,7 @@ class Running:
     def wait_until_ready(self, seconds: float = 60) -> "Running":
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
-            found = re.search(r"serves \S+ at (http://\S+)", self.text())
+            found = re.search(r"serves \S+ at (https?://\S+)", self.text())
             if found:
                 self.url = found[1]
                 return self

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ..errors import ConfigError
+from ..server.options import ServerOptions
 from ..server.state import Server
 from .schema import SERVICE
 from .service import Guarded, handlers
@@ -47,7 +49,7 @@ async def start_grpc(server: Server) -> GrpcEdge:
     reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], made)
     host = f"[{options.host}]" if ":" in options.host else options.host
     try:
-        port = made.add_insecure_port(f"{host}:{options.grpc_port}")
+        port = _listen(made, f"{host}:{options.grpc_port}", options)
     except RuntimeError:
         raise ConfigError(
             f"grpc_port {options.grpc_port} on host {options.host} cannot be bound; accepted are a local"
@@ -56,6 +58,14 @@ async def start_grpc(server: Server) -> GrpcEdge:
     await made.start()
     watch = asyncio.create_task(_tell_health(server, servicer))
     return GrpcEdge(f"{host}:{port}", made, watch)
+
+
+def _listen(made: Any, address: str, options: ServerOptions) -> int:
+    """Bind `address`, with TLS where HTTP has it; the port. Raises RuntimeError."""
+    if options.ssl_certfile is None or options.ssl_keyfile is None:
+        return int(made.add_insecure_port(address))
+    key, certificate = Path(options.ssl_keyfile).read_bytes(), Path(options.ssl_certfile).read_bytes()
+    return int(made.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)])))
 
 
 async def _tell_health(server: Server, servicer: Any) -> None:

@@ -1,4 +1,5 @@
-"""HTTP/1.1 connections whose client must say what it wants in time, and hears of its mistakes in JSON."""
+"""HTTP/1.1 connections: so many and no more, whose clients must say what they want in time, and hear of their
+mistakes in JSON."""
 
 import asyncio
 import sys
@@ -8,20 +9,30 @@ import h11
 import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+_LAST_WORD = 1.0  # seconds that a client beyond the bound has to begin its request, and be told
 
-def connection_class(timeout: float) -> type[H11Protocol]:
+
+def connection_class(timeout: float, most: int | None = None) -> type[H11Protocol]:
     """uvicorn's protocol, with a bound of `timeout` seconds from the first byte of a request (of the first
-    one, from the connection's begin) to the end of its headers: neither h11 nor uvicorn has one.
+    one, from the connection's begin) to the end of its headers: neither h11 nor uvicorn has one. At
+    most `most` connections of the class are served at once: uvicorn's own bound does not say when to come again.
     """
+    taken: set[H11Protocol] = set()
 
     class Connection(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _is_beyond = False  # the bound
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._is_beyond = most is not None and len(taken) >= most
+            if not self._is_beyond:
+                taken.add(self)
             self._wait()
 
         def data_received(self, data: bytes) -> None:
+            if self._is_beyond:
+                return self._late()
             super().data_received(data)
             if self.cycle is None or self.cycle.response_complete:  # headers, or a body that nobody reads
                 self._wait()
@@ -29,6 +40,7 @@ def connection_class(timeout: float) -> type[H11Protocol]:
                 self._stop_waiting()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            taken.discard(self)
             self._stop_waiting()
             super().connection_lost(exc)
 
@@ -40,7 +52,8 @@ def connection_class(timeout: float) -> type[H11Protocol]:
 
         def _wait(self) -> None:
             if self._deadline is None:
-                self._deadline = self.loop.call_later(timeout, self._late)
+                seconds = min(timeout, _LAST_WORD) if self._is_beyond else timeout
+                self._deadline = self.loop.call_later(seconds, self._late)
 
         def _stop_waiting(self) -> None:
             if self._deadline is not None:
@@ -48,7 +61,11 @@ def connection_class(timeout: float) -> type[H11Protocol]:
                 self._deadline = None
 
         def _late(self) -> None:
-            if not self.transport.is_closing():
+            if self.transport.is_closing():
+                return
+            if self._is_beyond:
+                self._refuse(503, f"the server has its {most} connections, max_connections, open already")
+            else:
                 self._refuse(408, f"the request did not come within receive_timeout, {timeout:g} s")
 
         def _refuse(self, status: int, message: str) -> None:
@@ -61,15 +78,17 @@ def connection_class(timeout: float) -> type[H11Protocol]:
 
 
 def _answer(status: int, message: str) -> bytes:
+    full = status == 503
     fields: dict[str, Any] = {
         "message": message,
-        "type": "invalid_request_error",
+        "type": "service_unavailable_error" if full else "invalid_request_error",
         "param": None,
-        "code": None,
+        "code": "too_many_connections" if full else None,
     }
     body = msgspec.json.encode({"error": fields})
+    again = "retry-after: 1\r\n" if full else ""
     head = (
         f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        "connection: close\r\n\r\n"
+        f"{again}connection: close\r\n\r\n"
     )
     return head.encode() + body

@@ -3,6 +3,7 @@
 import math
 import re
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -63,6 +64,13 @@ class ServerOptions:
     cors_allow_origins: tuple[str, ...] = option(
         (), "origin whose pages may call from a browser, or *; may be given several times"
     )
+    ssl_certfile: str | None = option(
+        None, "PEM file of the certificate, and those it rests on, to serve HTTPS with; default: plain HTTP"
+    )
+    ssl_keyfile: str | None = option(None, "PEM file of the certificate's private key, which has no password")
+    max_connections: int | None = option(
+        None, "connections that may be open at once, more get 503; default: no limit"
+    )
     max_body_bytes: int = option(32 * 2**20, "largest request body; longer ones are refused with 413")
     max_header_bytes: int = option(16 * 2**10, "most bytes of a request's first line and headers")
     receive_timeout: float = option(
@@ -105,6 +113,10 @@ class ServerOptions:
         if self.grpc_port is not None:
             _check("grpc_port", self.grpc_port, 0, 65535, integer=True)
             _check_grpc(self.grpc_port)
+        if self.ssl_certfile is not None or self.ssl_keyfile is not None:
+            _check_certificate(self.ssl_certfile, self.ssl_keyfile)
+        if self.max_connections is not None:
+            _check("max_connections", self.max_connections, 1, math.inf, integer=True)
         _check("max_body_bytes", self.max_body_bytes, 1, math.inf, integer=True)
         if self.request_timeout is not None:
             _check("request_timeout", self.request_timeout, 0.001, math.inf)
@@ -157,6 +169,21 @@ def _check_grpc(port: int) -> None:
         raise ConfigError(
             f"grpc_port is {port}, which needs {', '.join(missing)}: pip install 'radixmesh[grpc]'"
         )
+
+
+def _check_certificate(certificate: str | None, key: str | None) -> None:
+    """Raise ConfigError for what no server could prove itself with."""
+    if certificate is None or key is None:
+        given = "ssl_keyfile" if certificate is None else "ssl_certfile"
+        raise ConfigError(f"{given} is given alone; accepted are ssl_certfile and ssl_keyfile, or neither")
+    try:
+        # of a key with a password OpenSSL would ask the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: "")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"ssl_certfile {certificate} with ssl_keyfile {key} cannot be used: {error}; accepted are PEM"
+            " files of a certificate and of its own private key, without a password"
+        ) from None
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

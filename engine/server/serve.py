@@ -103,7 +103,7 @@ async def _serve(
         print_choices(app.state.server.formats.choices)
         async with _grpc(app.state.server):
             _listen(listener, options)
-            _announce(llm, listener)
+            _announce(llm, options, listener)
             return await _run(app, options, listener, signals)
     finally:
         await llm.close()
@@ -130,7 +130,9 @@ async def _run(
     server = _Uvicorn(
         uvicorn.Config(
             app,
-            http=connection_class(options.receive_timeout),
+            http=connection_class(options.receive_timeout, options.max_connections),
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
             ws="none",
             h11_max_incomplete_event_size=options.max_header_bytes,
             log_config=None,
@@ -200,8 +202,9 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _announce(llm: AsyncLLM, listener: socket.socket) -> None:
+def _announce(llm: AsyncLLM, options: ServerOptions, listener: socket.socket) -> None:
     """Tell the model and the address, after every automatic choice."""
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"radixmesh serves {llm.info.name} at http://{host}:{port}", file=sys.stderr, flush=True)
+    scheme = "https" if options.ssl_certfile else "http"
+    print(f"radixmesh serves {llm.info.name} at {scheme}://{host}:{port}", file=sys.stderr, flush=True)
