@@ -15,7 +15,7 @@ _LAST_WORD = 1.0  # seconds that a client beyond the bound has to begin its requ
 def connection_class(timeout: float, most: int | None = None) -> type[H11Protocol]:
     """uvicorn's protocol, with a bound of `timeout` seconds from the first byte of a request (of the first
     one, from the connection's begin) to the end of its headers: neither h11 nor uvicorn has one. At
-    most `most` connections of the class are served at once: uvicorn's own bound does not say when to come again.
+    most `most` connections of the class are served at once: uvicorn's own bound says not when to come back.
     """
     taken: set[H11Protocol] = set()
 

@@ -146,6 +146,7 @@ class _EngineCollector(Collector):
             ("num_preemptions", "running requests sent back to the queue", stats.preemptions),
             ("num_aborted_requests", "sequences aborted", stats.aborted),
             ("engine_steps", "steps of the engine", stats.steps),
+            ("step_failures", "steps that failed, and ended their requests", stats.step_failures),
             ("integrity_violations", "page accounting faults found and repaired", stats.integrity_violations),
         )
         for name, text, value in gauges:
