@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from ..errors import RequestError
 from .errors import ForbiddenError
-from .openai_common import check_model, need_tokenizer
+from .openai_common import check_ids, check_model, need_tokenizer
 from .protocol.native import AbortBody, DetokenizeBody, TokenizeBody
 from .responses import json_response
 from .routes import post
@@ -56,7 +56,7 @@ def add_model_routes(app: FastAPI, server: Server) -> None:
     @post(app, server, "/detokenize", "/v1/detokenize", body=DetokenizeBody)
     async def detokenize(request: Request, body: DetokenizeBody) -> Response:
         check_model(server, body.model)
-        _check_ids(server, body.tokens)
+        check_ids(server, body.tokens, "tokens")
         tokenizer = need_tokenizer(server, "tokens")
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, body.skip_special_tokens)
         return json_response({"prompt": text, "text": text})
@@ -148,14 +148,6 @@ async def _token_ids(server: Server, body: TokenizeBody) -> list[int]:
     tokenizer = need_tokenizer(server, "prompt")
     special = body.add_special_tokens is not False
     return await asyncio.to_thread(tokenizer.encode, body.prompt or "", special)
-
-
-def _check_ids(server: Server, ids: list[int]) -> None:
-    most = server.llm.info.vocab_size
-    for index, token in enumerate(ids):
-        if not 0 <= token < most:
-            path = f"tokens[{index}]"
-            raise RequestError(f"{path} is {token}; accepted are token ids from 0 to {most - 1}", path)
 
 
 def _server_info(server: Server) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from .ollama.routes import add_ollama_routes
 from .openapi import ERRORS, document
 from .options import ServerOptions
 from .page import add_page_routes
+from .reranking import add_rerank_route
 from .responses_api.routes import add_response_routes
+from .scoring import add_score_route
 from .state import Server
 
 
@@ -41,6 +43,8 @@ def create_app(llm: AsyncLLM, options: ServerOptions) -> FastAPI:
     add_completion_routes(app, server)
     add_chat_routes(app, server)
     add_embedding_route(app, server)
+    add_score_route(app, server)
+    add_rerank_route(app, server)
     add_response_routes(app, server)
     add_generate_route(app, server)
     add_messages_routes(app, server)

@@ -28,6 +28,7 @@ class Job:
     params: list[SamplingParams]  # P
     id: str  # the engine's, or what the P ids of the engine begin with
     field: str = "prompt"  # what the client calls the prompts
+    fields: tuple[str, ...] = ()  # P, where it calls each by a name of its own
     sampling_field: str = ""  # the object that has the sampling parameters, where it is not the body
     priority: int = 0
     extra_key: str = ""
@@ -89,14 +90,17 @@ async def _one(server: Server, job: Job, index: int) -> AsyncGenerator[tuple[int
                 yield index, output
     except RequestError as error:
         visit.refused(index)
-        raise _in_clients_words(error, job) from None
+        raise _in_clients_words(error, job, index) from None
     finally:
         if is_new:
             del server.visits[name]
 
 
-def _in_clients_words(error: RequestError, job: Job) -> RequestError:
-    """`error` with the field's name in the request, where the engine's differs."""
+def _in_clients_words(error: RequestError, job: Job, index: int) -> RequestError:
+    """`error`, of prompt `index`, with the field's name in the request, where the engine's differs."""
+    if error.field == "prompt" and job.fields:
+        name = job.fields[index]
+        return RequestError(f"{name}: {error}", name, error.status)
     if error.field == "prompt":
         error.field = job.field
     elif error.field == "request_id":

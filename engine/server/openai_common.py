@@ -41,6 +41,15 @@ def check_whole(prompt_logprobs: int | None, stream: bool) -> None:
         )
 
 
+def check_ids(server: Server, ids: Sequence[int], field: str) -> None:
+    """Raise RequestError, naming the place in `field`, for what is no token id of the model's."""
+    most = server.llm.info.vocab_size
+    for index, token in enumerate(ids):
+        if not 0 <= token < most:
+            path = f"{field}[{index}]"
+            raise RequestError(f"{path} is {token}; accepted are token ids from 0 to {most - 1}", path)
+
+
 def new_id(body: SamplingBody, prefix: str) -> str:
     """The request's own `rid`, or a new id: /abort_request takes either."""
     if body.rid is not None and not body.rid:

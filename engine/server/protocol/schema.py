@@ -56,7 +56,8 @@ def _put(field: Schema, inner: list[Schema]) -> Schema:
         return {**field, "anyOf": [_put(each, inner) for each in field["anyOf"]]}
     one = inner[0] if len(inner) == 1 else {"anyOf": inner}
     if field.get("type") == "array":
-        return {**field, "items": one}
+        items = field.get("items", {})
+        return {**field, "items": _put(items, inner) if "anyOf" in items else one}
     return one if field.get("type") == "object" else field
 
 

@@ -77,6 +77,7 @@ SAMPLING: dict[str, Any] = COMMON | {  # to OpenAI's
 }
 
 
+RERANK: Object = {"query": "a", "documents": ["b", "c"]}
 RESPONSES = "/v1/responses"
 FLAT = {"type": "function", "name": "now"}
 FLAT_CALL = {"type": "function_call", "call_id": "call_0", "name": "now", "arguments": "{}"}
@@ -201,6 +202,37 @@ PLACES: dict[str, Place] = {
             "encoding_format": "base64",
             "dimensions": 2,
         },
+    ),
+    "ScoreBody": Place(
+        "/score",
+        {"query": "a", "items": ["b"], "label_token_ids": [1]},
+        {
+            "model": Effect("other", status=404),
+            "query": "b",
+            "items": ["c", "d"],
+            "label_token_ids": [1, 2],
+            "apply_softmax": True,
+            "item_first": True,
+        },
+    ),
+    "RerankBody": Place(
+        "/rerank",
+        RERANK,
+        {
+            "model": Effect("other", status=404),
+            "query": "b",
+            "documents": ["c"],
+            "top_n": 1,
+            "return_documents": False,
+            "instruct": "Look.",
+        },
+    ),
+    "RerankDocument": Place(
+        "/rerank",
+        {"text": "b"},
+        {"text": "c"},
+        "documents[0]",
+        lambda document: {"query": "a", "documents": [document]},
     ),
     "GenerateBody": Place(
         "/generate",

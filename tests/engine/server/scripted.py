@@ -1,6 +1,7 @@
 """The HTTP application over an engine whose answers are written in the test."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,18 +23,24 @@ from radixmesh.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @cache
-def _fake_tokenizer() -> Tokenizer:
-    return load_tokenizer(str(TOKENIZER))
+def _fake_tokenizer(words: tuple[str, ...] = ()) -> Tokenizer:
+    tokenizer = load_tokenizer(str(TOKENIZER))
+    tokenizer.fast.add_tokens(list(words))
+    return tokenizer
 
 
 class ScriptedLLM:
-    """Takes AsyncLLM's place: answers every prompt with `script`, a byte a token, ended by <|im_end|>."""
+    """Takes AsyncLLM's place: answers every prompt with `script`, a byte a token, ended by <|im_end|>.
 
-    def __init__(self, template: str, script: str) -> None:
+    Each of `words` is a token too.
+    """
+
+    def __init__(self, template: str, script: str, words: tuple[str, ...] = ()) -> None:
         self.config = EngineConfig(backend="fake", embedding_pooling="last")
-        self.info = FAKE_BACKEND.describe(self.config)
+        info = FAKE_BACKEND.describe(self.config)
+        self.info = replace(info, vocab_size=info.vocab_size + len(words))
         self.capacity = RunnerCapacity(64, 16, 8, 512, 128)
-        self.tokenizer = Tokenizer(_fake_tokenizer().fast, template)
+        self.tokenizer = Tokenizer(_fake_tokenizer(words).fast, template)
         self.choices = ()
         self.script = script
         self.prompts: list[str] = []

@@ -30,6 +30,7 @@ TEMPLATE = """
 {%- for message in messages %}{{ message | tojson }}{{ message.content }}{% endfor %}
 {%- if reasoning_effort is defined %}{{ reasoning_effort }}{% endif %}
 {%- if enable_thinking is defined %}think {{ enable_thinking }} {{ thinking_budget }}{% endif %}
+{%- if instruct is defined %}Is it "yes" or "no"? {{ instruct }}{% endif %}
 {%- for call in messages[0].tool_calls or [] %}{{ call | tojson }}{% endfor %}
 {%- if add_generation_prompt %}assistant: {{ opening or '' }}{% endif %}"""
 CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
@@ -42,7 +43,7 @@ class Observed:
     """A server in this process, and all that one request makes it do."""
 
     def __init__(self) -> None:
-        self.llm = ScriptedLLM(TEMPLATE, SCRIPT)
+        self.llm = ScriptedLLM(TEMPLATE, SCRIPT, words=("yes", "no"))
         options = ServerOptions(tool_call_parser="hermes", reasoning_parser="qwen3")
         self.app: FastAPI = create_app(self.llm, options)  # type: ignore[arg-type]
         self.document: dict[str, Any] = self.app.openapi()
