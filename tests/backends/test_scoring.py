@@ -44,7 +44,7 @@ def test_tiny_reranker(backend: Any, tmp_path: Path) -> None:
         chat_template=str(tmp_path / "template"), max_total_tokens=2048, max_running_requests=6,
         chunked_prefill_size=64,
     )  # fmt: skip
-    items = [list(text.encode()) for text in ("one", "two words", "three")]
+    items = [list(text.encode()) for text in ("one", "two words", "a third")]
     query = list(b"A query that takes some pages. ")
 
     async def ask() -> list[Any]:
