@@ -9,7 +9,22 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.uint32]  # [ceil(vocab / 32)]: bit `i % 32` of word `i // 32` allows token i
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "ebnf", "choices", "structural_tag"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "ebnf", "choices", "structural_tag", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """What an output thinks before its answer; no grammar bounds it.
+
+    It begins with the text `begin`, if the output does; "": the prompt has begun it. It is over after the
+    text `end`, which `then` has to follow. Once there are `budget` tokens of it, both have to come; None is
+    no bound.
+    """
+
+    begin: str
+    end: str
+    then: str = ""
+    budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +32,12 @@ class GrammarSpec:
     """What an output must match, as the user gave it. Equal ones share one compiled grammar.
 
     `text` is a JSON schema, a regular expression, an EBNF grammar, a JSON list of strings or a structural
-    tag; it is empty for json_object.
+    tag; it is empty for json_object, and for text, which is any. After `thinking`, if there may be some.
     """
 
     kind: GrammarKind
     text: str = ""
+    thinking: Thinking | None = None
 
 
 class Grammar(Protocol):

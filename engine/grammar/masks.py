@@ -1,8 +1,22 @@
-"""What matchers share whose library knows masks alone."""
+"""What matchers share that make masks of their own."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
 from .grammar import Mask
+
+
+def mask_of(ids: Iterable[int], vocab_size: int) -> Mask:
+    """A mask that allows `ids` alone, of a vocabulary of this size."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
+    bits[np.fromiter(ids, np.int64)] = True
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+def allows(mask: Mask, token_id: int) -> bool:
+    """Whether `mask` allows a token."""
+    return bool(mask[token_id // 32] >> np.uint32(token_id % 32) & np.uint32(1))
 
 
 def clear_beyond(mask: Mask, vocab_size: int) -> None:

@@ -6,14 +6,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from ..config import EngineConfig
 from ..errors import GrammarError, ModelError
 from ..runner import ModelInfo
 from ..text.tokenizer import Tokenizer
 from .check import check_size, check_text
-from .grammar import Grammar, GrammarSpec
+from .grammar import Grammar, GrammarSpec, Thinking
+from .marks import Words
 from .registry import Library, backend_of, load_library
+from .thinking import AnyText, ThinkingGrammar, ThinkingMarks, without_budget
 from .vocabulary import vocabulary_of
 
 logger = logging.getLogger(__name__)
@@ -63,9 +66,13 @@ class GrammarService:
         self._cache: OrderedDict[GrammarSpec, Compilation] = OrderedDict()
         self._loading = threading.Lock()
         self._library: Library | None = None
+        self._words: Words | None = None
+        self._marks: dict[Thinking, ThinkingMarks] = {}
 
     def compile(self, spec: GrammarSpec) -> Compilation:
         """Start to compile, or find what was compiled before. Raises GrammarError for what needs no trial."""
+        if spec.thinking is not None:
+            spec = replace(spec, thinking=without_budget(spec.thinking))
         compilation = self._cache.pop(spec, None)
         if compilation is None or (compilation.future.done() and compilation.future.exception()):
             try:
@@ -115,6 +122,11 @@ class GrammarService:
             self._on_done()
 
     def _compile(self, library: Library, spec: GrammarSpec) -> Grammar:
+        if spec.thinking is not None:
+            answer = self._compile(library, replace(spec, thinking=None))
+            return ThinkingGrammar(self._marks_of(spec.thinking), answer)
+        if spec.kind == "text":
+            return AnyText()
         if spec.kind not in library.kinds:
             raise GrammarError(
                 f"grammar_backend {self._backend} cannot do {spec.kind}; accepted are"
@@ -131,8 +143,17 @@ class GrammarService:
                     raise GrammarError("a grammar needs a tokenizer, but skip_tokenizer_init is set")
                 if not self._info.eos_token_ids:
                     raise GrammarError("the model has no token that ends a text, which a grammar needs")
-                self._library = load_library(self._config, vocabulary_of(tokenizer, self._info))
+                vocabulary = vocabulary_of(tokenizer, self._info)
+                self._words = Words(vocabulary)
+                self._library = load_library(self._config, vocabulary)
             return self._library
+
+    def _marks_of(self, thinking: Thinking) -> ThinkingMarks:
+        with self._loading:
+            assert self._words is not None
+            if thinking not in self._marks:
+                self._marks[thinking] = ThinkingMarks(thinking, self._words)
+            return self._marks[thinking]
 
 
 def refusal(spec: GrammarSpec, reason: str) -> GrammarError:

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from ..errors import RequestError
 from ..outputs import RequestOutput
 from ..request import SamplingParams
-from .chat_options import chat_tools, chat_variables
+from .chat_options import chat_budget, chat_tools, chat_variables
 from .conversation import Conversation, start_chat
 from .generation import Job, collect, outputs
 from .logprobs import chat_logprobs, prompt_logprobs
@@ -53,6 +53,7 @@ def add_chat_routes(app: FastAPI, server: Server) -> None:
 def _conversation(server: Server, body: ChatBody) -> Conversation:
     tools, schemas, must_call = chat_tools(server, body)
     goes_on = continues(body)
+    budget, budget_field = chat_budget(body)
     return Conversation(
         messages=read_messages(body.messages),
         tools=tools,
@@ -64,6 +65,8 @@ def _conversation(server: Server, body: ChatBody) -> Conversation:
         parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, dict),
         separate_reasoning=body.separate_reasoning,
         stream_reasoning=body.stream_reasoning,
+        thinking_budget=budget,
+        budget_field=budget_field,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..grammar.given import spec_of
-from ..grammar.grammar import GrammarSpec
+from ..grammar.grammar import GrammarSpec, Thinking
 from ..request import SamplingParams
 from ..text.tools.forced import FORCED, calls_schema
 from ..text.tools.format import Tools
@@ -14,6 +14,7 @@ from .message import Reading
 from .openai_common import need_tokenizer
 from .state import Server
 from .templates import template_ids
+from .thinking import budget_variables, thinking_before
 
 _PROMPT_END = 16  # tokens in which a template may have begun or ended the model's reasoning
 
@@ -32,6 +33,8 @@ class Conversation:
     parallel: bool = True  # False: no call after the first is told
     separate_reasoning: bool = True  # False: reasoning stays in the text
     stream_reasoning: bool = True
+    thinking_budget: int | None = None  # tokens
+    budget_field: str = "thinking_budget"  # what the client calls it
 
 
 async def start_chat(
@@ -45,23 +48,35 @@ async def start_chat(
     """The work that `chat` is, and how its answers are read. Raises RequestError naming the message."""
     tokenizer = need_tokenizer(server, "messages")
     ids = await prompt_ids(server, chat)
+    prompt_end = tokenizer.decode(ids[-_PROMPT_END:], skip_special_tokens=False)
     if _shows_marks(server, chat):
         params = replace(params, skip_special_tokens=False)
-    if chat.must_call:
-        params = replace(params, grammar=_calls_grammar(chat, params))
+    grammar = _calls_grammar(chat, params) if chat.must_call else params.grammar
+    thinking = _thinking(server, chat, grammar, prompt_end)
+    params = replace(params, grammar=thinking_before(grammar, thinking, chat.thinking_budget))
     job = Job([ids], [params], id, field="messages", priority=priority, extra_key=extra_key)
-    if chat.must_call:
-        job = replace(job, grammar_field="tools")
+    if chat.must_call or grammar is None:
+        job = replace(job, grammar_field="tools" if chat.must_call else chat.budget_field)
+    separate = chat.separate_reasoning and (grammar is None or thinking is not None)
     reading = Reading(
         tool_format=(FORCED if chat.must_call else server.formats.tools) if chat.schemas else None,
         tools=chat.schemas,
         parallel=chat.parallel,
-        # a grammar is of the whole output, which then has no place for reasoning
-        reasoning=server.formats.reasoning if chat.separate_reasoning and params.grammar is None else None,
-        prompt_end=tokenizer.decode(ids[-_PROMPT_END:], skip_special_tokens=False),
+        reasoning=server.formats.reasoning if separate else None,
+        prompt_end=prompt_end,
         stream_reasoning=chat.stream_reasoning,
     )
     return job, reading
+
+
+def _thinking(
+    server: Server, chat: Conversation, grammar: GrammarSpec | None, prompt_end: str
+) -> Thinking | None:
+    """How the output thinks before its answer; None: not at all, or the grammar is of all that it says."""
+    reasoning = server.formats.reasoning
+    if reasoning is None or (grammar is not None and (chat.continues or not chat.separate_reasoning)):
+        return None
+    return reasoning.thinking(prompt_end)
 
 
 def _calls_grammar(chat: Conversation, params: SamplingParams) -> GrammarSpec:
@@ -75,8 +90,10 @@ def _calls_grammar(chat: Conversation, params: SamplingParams) -> GrammarSpec:
 
 
 async def prompt_ids(server: Server, chat: Conversation) -> list[int]:
-    """The token ids of the prompt that `chat` is. Raises RequestError naming the message."""
+    """The token ids of the prompt that `chat` is. Raises RequestError naming the message, or a field."""
     variables = chat.variables | ({"continue_final_message": True} if chat.continues else {})
+    if chat.thinking_budget is not None:
+        variables |= budget_variables(server, chat.thinking_budget, chat.budget_field)
     return await template_ids(server, chat.messages, variables, chat.opens_answer, chat.tools)
 
 

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from starlette.types import Receive
 
 from ..errors import RequestError
-from ..grammar.given import KINDS
+from ..grammar.grammar import GrammarKind
 from ..outputs import RequestOutput
 from ..request import FinishReason, SamplingParams
 from .errors import ClientGoneError, GenerationError, RequestTimeoutError
@@ -109,7 +109,7 @@ def _in_clients_words(error: RequestError, job: Job, index: int) -> RequestError
     elif error.field and job.names and error.field in job.names:
         name = job.names[error.field]
         return RequestError(str(error).replace(error.field, name, 1), name, error.status)
-    elif error.field in KINDS and job.grammar_field:
+    elif error.field and error.field in get_args(GrammarKind) and job.grammar_field:
         text = str(error).replace(error.field, job.grammar_field, 1)
         return RequestError(text, job.grammar_field, error.status)
     elif error.field and job.sampling_field:

@@ -1,8 +1,11 @@
-"""How a request turns a model's reasoning on, off, up and down: by the variables that its template takes."""
+"""How a request turns a model's reasoning on, off, up and down, by the variables that its template takes, and
+bounds it, whatever the template takes."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..errors import RequestError
+from ..grammar.grammar import GrammarSpec, Thinking
 from .openai_common import need_tokenizer
 from .protocol.base import shorten
 from .state import Server
@@ -32,3 +35,34 @@ def effort_variables(server: Server, effort: str, field: str) -> dict[str, Any]:
             f'{field} is "{effort}"; the model\'s chat template does not take it, accepted is null', field
         )
     return {"reasoning_effort": effort}
+
+
+def budget_variables(server: Server, budget: int, field: str) -> dict[str, Any]:
+    """The template's variable for the most tokens of reasoning, where it takes one.
+
+    Raises RequestError where the model's reasoning cannot be bounded.
+    """
+    reasoning = server.formats.reasoning
+    if reasoning is None:
+        raise RequestError(
+            f"{field} is {budget}; {server.llm.info.name} is not known to reason: accepted is no budget, or a"
+            " server with a --reasoning-parser",
+            field,
+        )
+    if not reasoning.has_budget:
+        raise RequestError(
+            f"{field} is {budget}; reasoning as {reasoning.name} writes it cannot be ended anywhere: accepted"
+            " is no budget",
+            field,
+        )
+    takes = need_tokenizer(server, "messages").template_takes("thinking_budget")
+    return {"thinking_budget": budget} if takes else {}
+
+
+def thinking_before(
+    grammar: GrammarSpec | None, thinking: Thinking | None, budget: int | None
+) -> GrammarSpec | None:
+    """What an output is held to that thinks so before its answer; None for nothing."""
+    if thinking is None or (grammar is None and budget is None):
+        return grammar
+    return replace(grammar or GrammarSpec("text"), thinking=replace(thinking, budget=budget))

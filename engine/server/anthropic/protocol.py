@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from ..protocol.base import Body, Float, Int
-from ..protocol.sampling import DEFAULT_NAME, StopStrings
+from ..protocol.sampling import DEFAULT_NAME, Budget, StopStrings
 from ..protocol.schema import Checked
 
 _CACHE = frozenset({"cache_control"})  # every prompt is kept anyway, as long as there is room
@@ -104,7 +104,7 @@ class Thinking(Body):
     """Whether the model thinks before it answers."""
 
     type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: Int | None = None
+    budget_tokens: Budget | None = None
 
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"display": ("summarized",)}
 

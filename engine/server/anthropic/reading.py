@@ -51,6 +51,8 @@ def read_conversation(server: Server, body: CountTokensBody) -> Conversation:
         variables=_variables(server, body),
         must_call=must_call,
         parallel=not choice.disable_parallel_tool_use and choice.type != "tool",
+        thinking_budget=_budget(body),
+        budget_field="thinking.budget_tokens",
     )
 
 
@@ -214,8 +216,6 @@ def _variables(server: Server, body: CountTokensBody) -> dict[str, Any]:
         thinking = parse(Thinking, body.thinking, "thinking")
         enabled = thinking.type != "disabled"
         variables |= thinking_variables(server, enabled, "thinking.type", thinking.type)
-        if thinking.budget_tokens is not None:
-            variables |= _budget(server, thinking)
     if body.output_config:
         effort = parse(OutputConfig, body.output_config, "output_config").effort
         if effort is not None:
@@ -223,17 +223,13 @@ def _variables(server: Server, body: CountTokensBody) -> dict[str, Any]:
     return variables
 
 
-def _budget(server: Server, thinking: Thinking) -> dict[str, Any]:
-    if thinking.type != "enabled":
+def _budget(body: CountTokensBody) -> int | None:
+    """The most tokens of thinking; None is no bound."""
+    thinking = parse(Thinking, body.thinking or {"type": "disabled"}, "thinking")
+    if thinking.budget_tokens is not None and thinking.type != "enabled":
         raise RequestError(
             f"thinking.budget_tokens is {thinking.budget_tokens}; it is accepted only with the type"
             ' "enabled"',
             "thinking.budget_tokens",
         )
-    if not need_tokenizer(server, "messages").template_takes("thinking_budget"):
-        raise RequestError(
-            f"thinking.budget_tokens is {thinking.budget_tokens}; the model's chat template takes no budget,"
-            ' accepted is the type "adaptive", which has none',
-            "thinking.budget_tokens",
-        )
-    return {"thinking_budget": thinking.budget_tokens}
+    return thinking.budget_tokens

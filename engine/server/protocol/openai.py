@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from ...errors import RequestError
 from ...request import MAX_N, MAX_TOP_LOGPROBS
 from .base import Body, Int, parse, shorten
-from .sampling import SamplingBody
+from .sampling import Budget, SamplingBody
 from .schema import Checked
 from .tools import Tool, ToolCall, read_tool_call
 
@@ -126,6 +126,8 @@ class ChatBody(SamplingBody):
     add_generation_prompt: bool | None = None  # None: unless the last message is continued
     continue_final_message: bool = False
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    thinking_budget: Budget | None = None  # tokens
+    thinking_token_budget: Budget | None = None  # vLLM's name for it
     separate_reasoning: bool = True
     stream_reasoning: bool = True
     tools: Annotated[list[Any], Checked((Tool,))] = Field(default_factory=list)

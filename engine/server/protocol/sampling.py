@@ -40,6 +40,7 @@ def _check_bias(value: dict[str, float]) -> dict[str, float]:
 
 
 StopStrings = Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str])]
+Budget = Annotated[int, Field(ge=0, le=2**31 - 1)]
 LogitBias = Annotated[dict[str, Float], AfterValidator(_check_bias)]
 
 

@@ -9,7 +9,7 @@ from ...request import MAX_TOP_LOGPROBS
 from ..protocol.base import Body, Float, Int, Priority
 from ..protocol.openai import LABELS
 from ..protocol.query import Query
-from ..protocol.sampling import DEFAULT_NAME
+from ..protocol.sampling import DEFAULT_NAME, Budget
 from ..protocol.schema import Checked
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -163,6 +163,7 @@ class ResponseBody(Body):
     top_k: Int | None = None
     min_p: Float | None = None
     ignore_eos: bool = False
+    thinking_budget: Budget | None = None  # tokens
     priority: Priority = 0
     cache_salt: str = ""
 

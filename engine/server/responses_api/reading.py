@@ -51,6 +51,7 @@ def read_conversation(server: Server, body: ResponseBody, messages: Sequence[Mes
         variables=_variables(server, body),
         must_call=must_call,
         parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, dict),
+        thinking_budget=body.thinking_budget,
     )
 
 

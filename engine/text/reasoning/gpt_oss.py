@@ -1,5 +1,6 @@
 """gpt-oss: thinking is in messages to the channel "analysis"; what is said to the user, in the others."""
 
+from ...grammar.grammar import Thinking
 from ..harmony import BEGINS, ENDS, MARKS, read_header
 from ..parser import Malformed, Reasoning, Source, Steps, Text, tell_until
 from .format import ReasoningFormat
@@ -25,4 +26,12 @@ def _read(source: Source, prompt: str) -> Steps[None]:
         source.tell()
 
 
-GPT_OSS_REASONING = ReasoningFormat("gpt-oss", _read, MARKS)
+def _thinking(prompt: str) -> Thinking | None:
+    """All that comes before the final message, whose header may say more, as what it is written in."""
+    if prompt.endswith("<|message|>") and "<|channel|>final" in prompt:
+        return None
+    return Thinking("", "<|channel|>final", "<|message|>")
+
+
+# No budget: what comes before the final message may also be a call, and has headers, not to be cut.
+GPT_OSS_REASONING = ReasoningFormat("gpt-oss", _read, MARKS, _thinking, has_budget=False)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from ...grammar.grammar import Thinking
 from ..parser import Reasoning, Source, Steps, tell_rest, tell_until
 from .format import ReasoningFormat
 
@@ -9,11 +10,9 @@ _BEGIN, _END = "<think>", "</think>"
 
 
 def _read(source: Source, prompt: str, always: bool) -> Steps[None]:
-    """`always`: the model thinks without being told to, unless the prompt has ended its thinking."""
-    before = prompt.rstrip()
-    begun = before.endswith(_BEGIN) or (always and not before.endswith(_END))
+    thinking = _thinking(prompt, always)
     yield from source.space()
-    if (yield from source.mark(_BEGIN)) or begun:
+    if (yield from source.mark(_BEGIN)) or (thinking is not None and not thinking.begin):
         yield from source.space()
         source.tell()
         yield from tell_until(source, (_END,), Reasoning)
@@ -22,5 +21,17 @@ def _read(source: Source, prompt: str, always: bool) -> Steps[None]:
     yield from tell_rest(source)
 
 
-DEEPSEEK_R1 = ReasoningFormat("deepseek-r1", partial(_read, always=True), (_BEGIN, _END))
-QWEN3 = ReasoningFormat("qwen3", partial(_read, always=False), (_BEGIN, _END))
+def _thinking(prompt: str, always: bool) -> Thinking | None:
+    """`always`: the model thinks without being told to, unless the prompt has ended its thinking."""
+    before = prompt.rstrip()
+    if before.endswith(_END):
+        return None
+    return Thinking("" if always or before.endswith(_BEGIN) else _BEGIN, _END)
+
+
+DEEPSEEK_R1 = ReasoningFormat(
+    "deepseek-r1", partial(_read, always=True), (_BEGIN, _END), partial(_thinking, always=True)
+)
+QWEN3 = ReasoningFormat(
+    "qwen3", partial(_read, always=False), (_BEGIN, _END), partial(_thinking, always=False)
+)

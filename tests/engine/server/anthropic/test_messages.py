@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from radixmesh.backends.fake.oracle import expected_tokens
-from radixmesh.engine.grammar.grammar import GrammarSpec
+from radixmesh.engine.grammar.grammar import GrammarSpec, Thinking
 from tests.engine.server.scripted import ScriptedLLM
 from tests.engine.server.test_chat_tools import ARGUMENTS, CALLS, TEMPLATE, THINKS
 from tests.engine.server.test_openai_client import VOCAB, chat_prompt, text_of
@@ -277,6 +277,10 @@ def test_thinking_is_switched() -> None:
     budget = ScriptedLLM(SWITCHED + "{{ thinking_budget }}", "Yes")
     ask(budget, thinking={"type": "enabled", "budget_tokens": 2048})
     assert "2048" in budget.prompts[-1]
+    ask(llm, thinking={"type": "enabled", "budget_tokens": 2048})
+    for asked in (budget, llm):
+        spec = asked.calls[-1][1].grammar
+        assert (spec.kind, spec.thinking) == ("text", Thinking("<think>", "</think>", "", 2048))
     ask(llm, output_config={"effort": "high"})
     assert "effort high|" in llm.prompts[-1]
 
@@ -330,9 +334,9 @@ def test_a_format_is_a_grammar() -> None:
 def test_thinking_refusals() -> None:
     always = ScriptedLLM(THINKS, "Hi")
     assert "thinking.type" in post(always, thinking={"type": "disabled"}).json()["error"]["message"]
-    for kind in ("enabled", "adaptive"):
-        answer = post(always, thinking={"type": kind, "budget_tokens": 2048})
-        assert answer.json()["error"]["message"].startswith("thinking.budget_tokens is 2048")
+    for llm, kind in ((always, "adaptive"), (ScriptedLLM(TEMPLATE, "Hi"), "enabled")):
+        answer = post(llm, thinking={"type": kind, "budget_tokens": 2048})
+        assert answer.json()["error"]["message"].startswith("thinking.")
     plain = ScriptedLLM("{{ messages[0].content }}", "Hi")
     answer = post(plain, output_config={"effort": "low"}).json()["error"]
     assert answer["message"].startswith("output_config.effort")

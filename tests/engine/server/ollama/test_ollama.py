@@ -13,7 +13,7 @@ import pytest
 from gguf import GGUFWriter, LlamaFileType
 
 from radixmesh.backends.fake.oracle import expected_tokens
-from radixmesh.engine.grammar.grammar import GrammarSpec
+from radixmesh.engine.grammar.grammar import GrammarSpec, Thinking
 from radixmesh.engine.server.ollama.models import details, facts_of
 from tests.engine.server.anthropic.test_messages import SWITCHED
 from tests.engine.server.scripted import ScriptedLLM
@@ -211,15 +211,16 @@ def test_what_messages_become() -> None:
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 def test_formats_are_grammars(path: str) -> None:
-    def asked(format: object) -> object:
-        llm = ScriptedLLM(THINKS, '{"a": "<think>"}')
+    def asked(template: str, format: object) -> object:
+        llm = ScriptedLLM(template, '<think>hm</think>{"a": "<think>"}')
         got = told(llm, False, path, format=format)
-        assert "thinking" not in got  # all of the text is the grammar's
+        assert got.get("thinking") == ("hm" if template == THINKS else None)
         return llm.calls[0][1].grammar
 
     schema = {"type": "object", "properties": {"b": {}, "a": {}}}
-    assert asked("json") == GrammarSpec("json_object")
-    assert asked(schema) == GrammarSpec("json_schema", json.dumps(schema))
+    for template, thinking in ((TEMPLATE, None), (THINKS, Thinking("<think>", "</think>"))):
+        assert asked(template, "json") == GrammarSpec("json_object", "", thinking)
+        assert asked(template, schema) == GrammarSpec("json_schema", json.dumps(schema), thinking)
 
 
 def test_an_answer_goes_on() -> None:
