@@ -6,23 +6,23 @@ from dataclasses import replace
 import numpy as np
 
 from ..request import Request
-from .grammar import Grammar, Mask, Matcher
+from .grammar import FREE, Grammar, Mask, Matcher
 from .thinking import ThinkingGrammar
 
 
 def constrain(request: Request, grammar: Grammar) -> None:
     """Give a new request its matcher.
 
-    A grammar, but that of any text, decides where the output ends. `min_new_tokens` and `ignore_eos` ask
-    for more than the least: they are honoured here, as long as the grammar lets the text go on, and mean
-    nothing to the engine.
+    A grammar that holds all of the output to something decides where it ends. `min_new_tokens` and
+    `ignore_eos` ask for more than the least: they are honoured here, as long as the grammar lets the text go
+    on, and mean nothing to the engine.
     """
     params, spec = request.params, request.params.grammar
     if isinstance(grammar, ThinkingGrammar) and spec is not None and spec.thinking is not None:
         request.matcher = grammar.matcher(spec.thinking.budget)
     else:
         request.matcher = grammar.matcher()
-    if (params.min_new_tokens or params.ignore_eos) and (spec is None or spec.kind != "text"):
+    if (params.min_new_tokens or params.ignore_eos) and (spec is None or spec.kind not in FREE):
         ends = request.eos_token_ids.union(params.stop_token_ids)
         least = None if params.ignore_eos else params.min_new_tokens
         request.matcher = _LongerMatcher(request.matcher, ends, least)

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.uint32]  # [ceil(vocab / 32)]: bit `i % 32` of word `i // 32` allows token i
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "ebnf", "choices", "structural_tag", "text"]
+GrammarKind = Literal[
+    "json_object", "json_schema", "regex", "ebnf", "choices", "structural_tag", "text", "calls"
+]
+FREE: tuple[GrammarKind, ...] = ("text", "calls")  # no library's; an output may end anywhere, but in a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,9 @@ class Thinking:
 class GrammarSpec:
     """What an output must match, as the user gave it. Equal ones share one compiled grammar.
 
-    `text` is a JSON schema, a regular expression, an EBNF grammar, a JSON list of strings or a structural
-    tag; it is empty for json_object, and for text, which is any. After `thinking`, if there may be some.
+    `text` is a JSON schema, a regular expression, an EBNF grammar, a JSON list of strings, a structural
+    tag, or how calls in a text are written (see calls.py); it is empty for json_object, and for text, which
+    is any. What it is of comes after `thinking`, if there may be some.
     """
 
     kind: GrammarKind

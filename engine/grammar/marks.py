@@ -4,7 +4,7 @@ from functools import cached_property
 
 from ..errors import GrammarError
 from .grammar import Mask
-from .masks import mask_of
+from .masks import only
 from .vocabulary import Vocabulary
 
 
@@ -35,12 +35,12 @@ class Words:
     @cached_property
     def ends(self) -> Mask:
         """The tokens that end an output."""
-        return mask_of(sorted(self.vocabulary.eos_ids), len(self))
+        return only(sorted(self.vocabulary.eos_ids), len(self))
 
     @cached_property
     def all(self) -> Mask:
         """Every token."""
-        return mask_of(range(len(self)), len(self))
+        return only(range(len(self)), len(self))
 
     def spell(self, text: bytes) -> list[int]:
         """The usual tokens of `text`; the longest ones that fit where those would write anything else.
@@ -82,7 +82,7 @@ class Mark:
         for at in range(len(self.text)):
             found = [index for index in maybe if self._crosses(at, words.bytes_of(index))]
             if found:
-                self.crossing[at] = mask_of(found, len(words))
+                self.crossing[at] = only(found, len(words))
 
     def follow(self, at: int, token_id: int) -> int:
         """How far an output is in it that was at `at`, after one more token; all of it is `len(text)`."""

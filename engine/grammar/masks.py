@@ -7,7 +7,7 @@ import numpy as np
 from .grammar import Mask
 
 
-def mask_of(ids: Iterable[int], vocab_size: int) -> Mask:
+def only(ids: Iterable[int], vocab_size: int) -> Mask:
     """A mask that allows `ids` alone, of a vocabulary of this size."""
     bits = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
     bits[np.fromiter(ids, np.int64)] = True

@@ -12,8 +12,9 @@ from ..config import EngineConfig
 from ..errors import GrammarError, ModelError
 from ..runner import ModelInfo
 from ..text.tokenizer import Tokenizer
+from .calls import read_calls_grammar
 from .check import check_size, check_text
-from .grammar import Grammar, GrammarSpec, Thinking
+from .grammar import FREE, Grammar, GrammarSpec, Thinking
 from .marks import Words
 from .registry import Library, backend_of, load_library
 from .thinking import AnyText, ThinkingGrammar, ThinkingMarks, without_budget
@@ -124,9 +125,12 @@ class GrammarService:
     def _compile(self, library: Library, spec: GrammarSpec) -> Grammar:
         if spec.thinking is not None:
             answer = self._compile(library, replace(spec, thinking=None))
-            return ThinkingGrammar(self._marks_of(spec.thinking), answer)
+            return ThinkingGrammar(self._marks_of(spec.thinking), answer, spec.kind in FREE)
         if spec.kind == "text":
             return AnyText()
+        if spec.kind == "calls":
+            assert self._words is not None
+            return read_calls_grammar(spec.text, self._words, lambda each: self._compile(library, each))
         if spec.kind not in library.kinds:
             raise GrammarError(
                 f"grammar_backend {self._backend} cannot do {spec.kind}; accepted are"

@@ -8,7 +8,7 @@ import numpy as np
 from ..errors import GrammarError
 from .grammar import Grammar, Mask, Matcher, Thinking
 from .marks import Mark, Words
-from .masks import allows
+from .masks import allows, only
 
 
 class AnyText:
@@ -47,23 +47,22 @@ class ThinkingMarks:
 class ThinkingGrammar:
     """Thinking, then an answer of another grammar."""
 
-    def __init__(self, marks: ThinkingMarks, answer: Grammar) -> None:
-        self._marks, self._answer = marks, answer
+    def __init__(self, marks: ThinkingMarks, answer: Grammar, may_end: bool) -> None:
+        """`may_end`: the output may end without an answer."""
+        self._marks, self._answer, self._may_end = marks, answer, may_end
 
     def matcher(self, budget: int | None = None) -> "ThinkingMatcher":
         """`budget` is of tokens; None is no bound."""
-        return ThinkingMatcher(self._marks, self._answer, budget)
+        return ThinkingMatcher(self._marks, self._answer, budget, self._may_end)
 
 
 class ThinkingMatcher:
-    """Thinking may not end an output whose answer a grammar holds to something.
+    """Where thinking need not begin, what comes first may be its mark or the answer: both go on until it
+    shows."""
 
-    Where thinking need not begin, a beginning may belong to it or to the answer: both go on until it shows.
-    """
-
-    def __init__(self, marks: ThinkingMarks, answer: Grammar, budget: int | None) -> None:
+    def __init__(self, marks: ThinkingMarks, answer: Grammar, budget: int | None, may_end: bool) -> None:
         self._marks, self._grammar, self._left = marks, answer, budget
-        self._any = isinstance(answer, AnyText)
+        self._thoughts = marks.words.all if may_end else marks.free
         self._seen: bytes | None = None if marks.begin is None else b""  # of the beginning; None: it is past
         self._closing: list[int] = []  # what has to come of the end
         self._at = 0  # in the end
@@ -76,10 +75,9 @@ class ThinkingMatcher:
         elif self._answer is not None:
             self._answer.fill_mask(mask)
         elif self._closing:
-            mask[:] = 0
-            mask[self._closing[0] // 32] = np.uint32(1) << np.uint32(self._closing[0] % 32)
+            mask[:] = only(self._closing[:1], len(self._marks.words))
         else:
-            mask[:] = self._marks.words.all if self._any else self._marks.free
+            mask[:] = self._thoughts
             self._marks.end.forbid_crossing(self._at, mask)
 
     def accept(self, token_id: int) -> None:
@@ -124,8 +122,8 @@ class ThinkingMatcher:
             mask[:] = 0
         else:
             self._answer.fill_mask(mask)
-        for index in self._marks.words.beginning(self._marks.begin.text[len(self._seen) :]):
-            mask[index // 32] |= np.uint32(1) << np.uint32(index % 32)
+        rest = self._marks.begin.text[len(self._seen) :]
+        mask |= only(self._marks.words.beginning(rest), len(self._marks.words))
         self._marks.begin.forbid_crossing(len(self._seen), mask)
 
     def _accept_beginning(self, seen: bytes, token_id: int) -> None:

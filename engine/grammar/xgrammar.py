@@ -115,8 +115,8 @@ class _Compiler:
                 return self._compiler.compile_regex("|".join(map(re.escape, json.loads(spec.text))))
             case "structural_tag":
                 return self._compiler.compile_structural_tag(spec.text)
-            case "text":
-                raise AssertionError("no library is asked for any text")
+            case "text" | "calls":
+                raise AssertionError("no library is asked for free text")
 
     def _schema(self, text: str) -> "xgrammar.CompiledGrammar":
         return self._compiler.compile_json_schema(

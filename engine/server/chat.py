@@ -20,6 +20,7 @@ from .openai_common import check_model, check_whole, chunk_usage, head, matched_
 from .protocol.grammar import read_grammar
 from .protocol.openai import ChatBody, continues, read_messages
 from .protocol.sampling import StreamOptions, cache_key, read_stream_options, sampling_params
+from .protocol.tools import strict_tools
 from .responses import json_response
 from .routes import post
 from .state import Server
@@ -61,6 +62,7 @@ def _conversation(server: Server, body: ChatBody) -> Conversation:
         variables=chat_variables(server, body),
         opens_answer=not goes_on and body.add_generation_prompt is not False,
         continues=goes_on,
+        strict=strict_tools(body.tools),
         must_call=must_call,
         parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, dict),
         separate_reasoning=body.separate_reasoning,

@@ -9,6 +9,7 @@ from ..grammar.grammar import GrammarSpec, Thinking
 from ..request import SamplingParams
 from ..text.tools.forced import FORCED, calls_schema
 from ..text.tools.format import Tools
+from ..text.tools.strict import calls_text
 from .generation import Job
 from .message import Reading
 from .openai_common import need_tokenizer
@@ -29,6 +30,7 @@ class Conversation:
     variables: dict[str, Any] = field(default_factory=dict)  # further ones of the template
     opens_answer: bool = True  # the template begins one
     continues: bool = False  # the answer goes on where the last message ends
+    strict: frozenset[str] = frozenset()  # tools whose schema their calls have to fit
     must_call: bool = False  # the answer is calls of these tools and nothing else
     parallel: bool = True  # False: no call after the first is told
     separate_reasoning: bool = True  # False: reasoning stays in the text
@@ -51,13 +53,19 @@ async def start_chat(
     prompt_end = tokenizer.decode(ids[-_PROMPT_END:], skip_special_tokens=False)
     if _shows_marks(server, chat):
         params = replace(params, skip_special_tokens=False)
-    grammar = _calls_grammar(chat, params) if chat.must_call else params.grammar
-    thinking = _thinking(server, chat, grammar, prompt_end)
-    params = replace(params, grammar=thinking_before(grammar, thinking, chat.thinking_budget))
+    held = _calls_grammar(chat, params) if chat.must_call else params.grammar
+    if held is not None and not chat.must_call and chat.strict & chat.schemas.keys():
+        raise RequestError(
+            "tools has strict ones, and another field is for constrained output; accepted is one of them",
+            "tools",
+        )
+    spec = held or _strict_calls(server, chat)
+    thinking = _thinking(server, chat, held, spec, prompt_end)
+    params = replace(params, grammar=thinking_before(spec, thinking, chat.thinking_budget))
     job = Job([ids], [params], id, field="messages", priority=priority, extra_key=extra_key)
-    if chat.must_call or grammar is None:
-        job = replace(job, grammar_field="tools" if chat.must_call else chat.budget_field)
-    separate = chat.separate_reasoning and (grammar is None or thinking is not None)
+    if chat.must_call or held is None:
+        job = replace(job, grammar_field=chat.budget_field if spec is None else "tools")
+    separate = chat.separate_reasoning and (held is None or thinking is not None)
     reading = Reading(
         tool_format=(FORCED if chat.must_call else server.formats.tools) if chat.schemas else None,
         tools=chat.schemas,
@@ -70,11 +78,16 @@ async def start_chat(
 
 
 def _thinking(
-    server: Server, chat: Conversation, grammar: GrammarSpec | None, prompt_end: str
+    server: Server, chat: Conversation, held: GrammarSpec | None, spec: GrammarSpec | None, prompt_end: str
 ) -> Thinking | None:
-    """How the output thinks before its answer; None: not at all, or the grammar is of all that it says."""
+    """How the output thinks before its answer; None: not at all, or what it is held to is of all of it.
+
+    `held` is what the whole answer is held to, `spec` also what its calls are.
+    """
     reasoning = server.formats.reasoning
-    if reasoning is None or (grammar is not None and (chat.continues or not chat.separate_reasoning)):
+    if reasoning is None or (held is not None and chat.continues):
+        return None
+    if spec is not None and not chat.separate_reasoning:
         return None
     return reasoning.thinking(prompt_end)
 
@@ -87,6 +100,26 @@ def _calls_grammar(chat: Conversation, params: SamplingParams) -> GrammarSpec:
             "tool_choice",
         )
     return spec_of("json_schema", calls_schema(chat.schemas, None if chat.parallel else 1))
+
+
+def _strict_calls(server: Server, chat: Conversation) -> GrammarSpec | None:
+    """What the calls that the model may make are held to; None where no tool is strict."""
+    format, strict = server.formats.tools, chat.strict & chat.schemas.keys()
+    if not strict or format is None:
+        return None
+    if format.tags is None:
+        raise RequestError(
+            f"strict is true of the tool {min(strict)}; calls as {format.name} writes them cannot be held to"
+            ' a schema, but those that must be made: accepted is false, or tool_choice "required"',
+            "tools",
+        )
+    if chat.thinking_budget is not None and not chat.separate_reasoning:
+        raise RequestError(
+            f"{chat.budget_field} is {chat.thinking_budget}; with reasoning in the text, where calls may be"
+            " too, accepted are no strict tools",
+            chat.budget_field,
+        )
+    return spec_of("calls", calls_text(format.tags, chat.schemas, strict))
 
 
 async def prompt_ids(server: Server, chat: Conversation) -> list[int]:

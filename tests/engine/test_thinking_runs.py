@@ -54,7 +54,7 @@ def add(
     request = Request(
         name, np.array(prompt, np.int32), SamplingParams(**params),  # type: ignore[arg-type]
         seed=seed or 0, eos_token_ids=frozenset({EOS}),
-        matcher=ThinkingMatcher(MARKS, automaton or AnyText(), budget),
+        matcher=ThinkingMatcher(MARKS, automaton or AnyText(), budget, automaton is None),
     )  # fmt: skip
     run.engine.add_request(request)
     asked[name] = request, allowed_by(automaton, budget)

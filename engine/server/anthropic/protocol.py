@@ -81,11 +81,11 @@ class ToolDefinition(Body):
     input_schema: dict[str, Any]
     description: str | None = None
     type: Literal["custom"] = "custom"
+    strict: bool = False  # arguments are of the schema
 
     # arguments are streamed as the model writes them, whether or not it is asked for
     without_effect: ClassVar[frozenset[str]] = _CACHE | {"eager_input_streaming"}
     only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "strict": (False,),
         "defer_loading": (False,),
         "allowed_callers": (["direct"],),
         "input_examples": ([],),

@@ -11,7 +11,7 @@ from ...text.tools.format import Tools
 from ..conversation import Conversation, check_tools
 from ..openai_common import need_tokenizer
 from ..protocol.base import Body, parse, shorten
-from ..protocol.tools import Schemas, callable_tools, read_tools
+from ..protocol.tools import Schemas, callable_tools, read_tools, strict_tools
 from ..state import Server
 from ..thinking import effort_variables, thinking_variables
 from .protocol import (
@@ -49,6 +49,7 @@ def read_conversation(server: Server, body: CountTokensBody) -> Conversation:
         tools=tools,
         schemas=schemas,
         variables=_variables(server, body),
+        strict=strict_tools(body.tools),
         must_call=must_call,
         parallel=not choice.disable_parallel_tool_use and choice.type != "tool",
         thinking_budget=_budget(body),

@@ -15,7 +15,7 @@ from ..message import Reading
 from ..openai_common import need_tokenizer
 from ..protocol.base import parse
 from ..protocol.sampling import make_params
-from ..protocol.tools import read_tools
+from ..protocol.tools import read_tools, strict_tools
 from ..state import Server
 from ..thinking import effort_variables, thinking_variables
 from .protocol import (
@@ -51,6 +51,7 @@ async def read_chat(server: Server, body: OllamaChatBody) -> tuple[Job, Reading]
         messages=messages,
         tools=tools,
         schemas=schemas,
+        strict=strict_tools(body.tools),
         variables=_variables(server, body),
         opens_answer=not goes_on,
         continues=goes_on,
@@ -119,7 +120,7 @@ def _grammar(body: OllamaBody) -> GrammarSpec | None:
 
 def _within(job: Job, options: OllamaOptions) -> Job:
     """`job`, its prompt and answer within `num_ctx` together."""
-    job = replace(job, grammar_field="format")
+    job = replace(job, grammar_field=job.grammar_field or "format")
     if options.num_ctx is None:
         return job
     (prompt,), (params,) = job.prompts, job.params

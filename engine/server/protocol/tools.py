@@ -19,9 +19,7 @@ class Function(Body):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-
-    # strict promises arguments of the schema, which needs constrained output
-    only_at: ClassVar[dict[str, tuple[object, ...]]] = {"strict": (False,)}
+    strict: bool = False  # arguments are of the schema
 
 
 class Tool(Body):
@@ -81,8 +79,15 @@ def read_tools(items: list[Any]) -> tuple[list[dict[str, Any]], Schemas]:
                 f"{path}.parameters",
             )
         schemas[name] = schema
-        tools.append({"type": "function", "function": function.model_dump(exclude_none=True)})
+        told = function.model_dump(exclude_none=True, exclude={"strict"})
+        tools.append({"type": "function", "function": told})
     return tools, schemas
+
+
+def strict_tools(items: list[Any]) -> frozenset[str]:
+    """The names of strict tools, of those that were read: OpenAI's, or the flat ones of other dialects."""
+    functions = (item.get("function", item) for item in items)
+    return frozenset(function["name"] for function in functions if function.get("strict"))
 
 
 def callable_tools(choice: str | dict[str, Any] | None, schemas: Schemas) -> tuple[Schemas, bool]:

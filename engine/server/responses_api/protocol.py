@@ -105,9 +105,7 @@ class FunctionTool(Body):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-
-    # strict promises arguments of the schema, which needs constrained output
-    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"strict": (False,)}
+    strict: bool = False  # arguments are of the schema
 
 
 class FunctionChoice(Body):

@@ -8,7 +8,7 @@ from ...text.tools.format import Tools
 from ..conversation import Conversation, check_tools
 from ..openai_common import need_tokenizer
 from ..protocol.base import Body, parse, shorten
-from ..protocol.tools import callable_tools, read_tool_call, read_tools
+from ..protocol.tools import callable_tools, read_tool_call, read_tools, strict_tools
 from ..state import Server
 from .protocol import (
     CallItem,
@@ -49,6 +49,7 @@ def read_conversation(server: Server, body: ResponseBody, messages: Sequence[Mes
         tools=tools,
         schemas=schemas,
         variables=_variables(server, body),
+        strict=strict_tools(body.tools),
         must_call=must_call,
         parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, dict),
         thinking_budget=body.thinking_budget,

@@ -2,7 +2,7 @@
 
 from ..json_reader import next_char
 from ..parser import Malformed, Source, Steps
-from .format import NAME, ToolFormat, Tools, check_name, read_arguments, read_calls
+from .format import NAME, CallTag, CallTags, ToolFormat, Tools, check_name, read_arguments, read_calls
 
 _ALL, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _ONE, _ONE_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
@@ -40,4 +40,12 @@ def _call(source: Source, tools: Tools) -> Steps[None]:
     yield from source.mark(_ONE_END)
 
 
-DEEPSEEK = ToolFormat("deepseek", _read, (_ALL, _ALL_END, _ONE, _ONE_END, _SEP), (_ALL,))
+def _tags(name: str) -> tuple[CallTag, ...]:
+    """A call since V3.1, or before."""
+    fenced = CallTag(f"function{_SEP}{name}\n```json\n", "\n```" + _ONE_END)
+    return CallTag(name + _SEP, _ONE_END), fenced
+
+
+DEEPSEEK = ToolFormat(
+    "deepseek", _read, (_ALL, _ALL_END, _ONE, _ONE_END, _SEP), (_ALL,), tags=CallTags(_ONE, _tags)
+)

@@ -17,10 +17,14 @@ def calls_schema(tools: Tools, most: int | None) -> dict[str, Any]:
     return {"type": "array", "minItems": 1, **bound, "items": {"anyOf": calls}}
 
 
+def arguments_schema(parameters: Any) -> dict[str, Any]:
+    """The JSON schema of the arguments of a tool with these `parameters`."""
+    # no parameters are known, so there are none
+    return {"type": "object", **(parameters or {"additionalProperties": False})}
+
+
 def _call_schema(name: str, parameters: Any, place: str) -> dict[str, Any]:
-    arguments = {"type": "object", **parameters}
-    if not parameters:  # no parameters are known, so there are none
-        arguments["additionalProperties"] = False
+    arguments = arguments_schema(parameters)
     return {
         "type": "object",
         "properties": {

@@ -37,11 +37,28 @@ def _openai_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class CallTag:
+    """A call of a tool: `head`, the JSON of its arguments, `tail`."""
+
+    head: str
+    tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallTags:
+    """All ways to write calls: `trigger`, which is in no other text, and then one of a tool's tags."""
+
+    trigger: str
+    of: Callable[[str], tuple[CallTag, ...]]  # the tool's name
+
+
+@dataclass(frozen=True, slots=True)
 class ToolFormat:
     """How a model family writes calls.
 
     `read` may be given any text of the model. `marks` are tokens of the format; where a tokenizer has
     them as special ones they must be shown. A template with all of `signs` is taken to teach this format.
+    With `tags`, calls can be held to their tools' schemas.
     """
 
     name: str
@@ -49,6 +66,7 @@ class ToolFormat:
     marks: tuple[str, ...]
     signs: tuple[str, ...]
     new_id: Callable[[], str] = _openai_id
+    tags: CallTags | None = None
 
 
 def read_calls(source: Source, marks: Sequence[str], call: Callable[[str], Steps[None]]) -> Steps[None]:

@@ -6,7 +6,17 @@ import string
 
 from ..json_reader import next_char
 from ..parser import Source, Steps
-from .format import NAME, ToolFormat, Tools, check_name, read_arguments, read_calls, read_json_calls
+from .format import (
+    NAME,
+    CallTag,
+    CallTags,
+    ToolFormat,
+    Tools,
+    check_name,
+    read_arguments,
+    read_calls,
+    read_json_calls,
+)
 
 _CALLS, _ID, _ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _ID_CHARS = re.compile(r"[A-Za-z0-9]*")
@@ -32,4 +42,10 @@ def _new_id() -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
-MISTRAL = ToolFormat("mistral", _read, (_CALLS, _ID, _ARGS), (_CALLS,), _new_id)
+def _tags(name: str) -> tuple[CallTag, ...]:
+    """A list of one call, with or without a space before it, or a call since v11."""
+    listed = f'[{{"name": "{name}", "arguments": '
+    return CallTag(listed, "}]"), CallTag(" " + listed, "}]"), CallTag(name + _ARGS, "")
+
+
+MISTRAL = ToolFormat("mistral", _read, (_CALLS, _ID, _ARGS), (_CALLS,), _new_id, tags=CallTags(_CALLS, _tags))

@@ -191,7 +191,7 @@ PLACES: dict[str, Place] = {
     "Function": Place(
         "/v1/chat/completions",
         {"name": "f"},
-        {"name": "g", "description": "What f does", "parameters": {"type": "object"}},
+        {"name": "g", "description": "What f does", "parameters": {"type": "object"}, "strict": True},
         "tools[0].function",
         lambda function: {"messages": HI, "tools": [{"type": "function", "function": function}]},
     ),
@@ -383,6 +383,7 @@ PLACES: dict[str, Place] = {
             "name": "g",
             "description": "What f does",
             "parameters": {"type": "object"},
+            "strict": True,
         },
         "tools[0]",
         lambda tool: {"input": "Hi", "tools": [tool]},

@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import openai
 import pytest
 
 from radixmesh.engine.errors import ConfigError
+from radixmesh.engine.grammar.grammar import Thinking
 from radixmesh.engine.server.formats import choose_formats
 from radixmesh.engine.server.options import ReasoningParser, ServerOptions, ToolCallParser
 from radixmesh.engine.text.reasoning.registry import REASONING_FORMATS
@@ -283,6 +285,53 @@ def test_calls_that_must_be_made(stream: bool) -> None:
     assert all("TOOLS" in prompt for prompt in llm.prompts)
 
 
+def test_strict_tools_are_held_to_their_schemas() -> None:
+    """Grammar and template; tests/engine/grammar/test_calls.py walks the first."""
+    tools = [TOOLS[0], {"type": "function", "function": {**TOOLS[1]["function"], "strict": True}}]
+    llm = ScriptedLLM(TEMPLATE, CALLS)
+    assert len(ask(llm, tools=tools).choices[0].message.tool_calls) == 2
+    held = llm.calls[0][1].grammar
+    assert held.kind == "calls" and held.thinking is None
+    assert json.loads(held.text) == {
+        "trigger": "<tool_call>",
+        "tags": [
+            {
+                "head": '\n{"name": "get_weather", "arguments": ',
+                "schema": {"type": "object"},
+                "tail": "}\n</tool_call>",
+            },
+            {
+                "head": '\n{"name": "now", "arguments": ',
+                "schema": {"type": "object", "additionalProperties": False},
+                "tail": "}\n</tool_call>",
+            },
+        ],
+    }
+    assert f"TOOLS {json.dumps(TOOLS)}" in llm.prompts[0]
+    ask(llm, tools=tools, tool_choice="none")
+    assert llm.calls[1][1].grammar is None
+    thinks = ScriptedLLM(THINKS, CALLS)
+    ask(thinks, tools=tools, extra_body={"thinking_budget": 5})
+    assert thinks.calls[0][1].grammar == replace(held, thinking=Thinking("<think>", "</think>", "", 5))
+    ask(thinks, tools=tools, extra_body={"separate_reasoning": False})
+    assert thinks.calls[1][1].grammar == held
+    refused(
+        ScriptedLLM(THINKS, ""), "thinking_budget", tools=tools,
+        extra_body={"thinking_budget": 5, "separate_reasoning": False},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llama3", "pythonic", "qwen3_coder", "gpt-oss"])
+def test_formats_that_cannot_hold_calls_to_a_schema(name: str) -> None:
+    tools = function(name="f", strict=True)
+    options = {"tool_call_parser": name}
+    assert f"as {TOOL_FORMATS[name].name} writes them" in refused(
+        ScriptedLLM(TEMPLATE, ""), "tools", tools=tools, options=options
+    )
+    forced = ScriptedLLM(TEMPLATE, '[{"name": "f", "arguments": {}}]')
+    assert called(ask(forced, tools=tools, tool_choice="required", options=options)) == [("f", "{}")]
+
+
 def called(answer: Any) -> list[tuple[str, str]]:
     """Name and arguments of the calls of an answer, or of its chunks; there is nothing else in it."""
     if not isinstance(answer, list):
@@ -316,7 +365,8 @@ def called(answer: Any) -> list[tuple[str, str]]:
         ({"tools": function(name="f", parameters="text")}, "tools[0].function.parameters"),
         ({"tools": function(name="f", parameters={"type": "string"})}, "tools[0].function.parameters"),
         ({"tools": function(name="f", parameters={"properties": 3})}, "tools[0].function.parameters"),
-        ({"tools": function(name="f", strict=True)}, "tools[0].function.strict"),
+        ({"tools": function(name="f", strict="yes")}, "tools[0].function.strict"),
+        ({"tools": function(name="f", strict=True), "extra_body": {"regex": "a"}}, "tools"),
         ({"tools": function(name="f", color="red")}, "tools[0].function.color"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),

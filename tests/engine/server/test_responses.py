@@ -323,7 +323,7 @@ def test_what_the_model_wrote_goes_back_as_one_message() -> None:
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools[1].name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "none"}}, "tool_choice.name"),
-        ({"tools": [{**TOOLS[1], "strict": True}]}, "tools[0].strict"),
+        ({"tools": [{**TOOLS[1], "strict": "yes"}]}, "tools[0].strict"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text.format"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),

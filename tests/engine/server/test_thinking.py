@@ -20,21 +20,25 @@ OPEN, MAYBE = Thinking("", "</think>"), Thinking("<think>", "</think>")
 AB = GrammarSpec("regex", "ab", OPEN)
 
 
-def grammar_of(template: str = THINKS, script: str = "", options: Any = None, **body: Any) -> Any:
-    llm = ScriptedLLM(template, script)
+def grammar_of(template: str = THINKS, options: Any = None, **body: Any) -> Any:
+    llm = ScriptedLLM(template, "")
     ask(llm, extra_body=body, options=options)
     return llm.calls[0][1].grammar
 
 
+def budget(name: str, tokens: int) -> dict[str, Any]:
+    return {name: tokens}
+
+
 @pytest.mark.parametrize("name", ["thinking_budget", "thinking_token_budget"])
 def test_a_budget_is_of_what_the_prompt_began_or_the_model_may(name: str) -> None:
-    assert grammar_of(**{name: 5}) == GrammarSpec("text", "", Thinking("<think>", "</think>", "", 5))
-    got = grammar_of(**{name: 0}, chat_template_kwargs=OPENED)
+    assert grammar_of(**budget(name, 5)) == GrammarSpec("text", "", Thinking("<think>", "</think>", "", 5))
+    got = grammar_of(**budget(name, 0), chat_template_kwargs=OPENED)
     assert got == GrammarSpec("text", "", Thinking("", "</think>", "", 0))
-    assert grammar_of(**{name: 5}, chat_template_kwargs={"opening": "<think>\n\n</think>\n\n"}) is None
-    unread = grammar_of(**{name: 5}, separate_reasoning=False)
+    assert grammar_of(**budget(name, 5), chat_template_kwargs={"opening": "<think>\n\n</think>\n\n"}) is None
+    unread = grammar_of(**budget(name, 5), separate_reasoning=False)
     assert unread == GrammarSpec("text", "", Thinking("<think>", "</think>", "", 5))
-    always = grammar_of(options={"reasoning_parser": "deepseek-r1"}, **{name: 5})
+    always = grammar_of(options={"reasoning_parser": "deepseek-r1"}, **budget(name, 5))
     assert always == GrammarSpec("text", "", Thinking("", "</think>", "", 5))
 
 

@@ -102,6 +102,7 @@ PLACES: dict[str, Place] = {
             "input_schema": {"type": "object"},
             "description": "What f does",
             "type": Effect("bash_20250124", status=400),
+            "strict": True,
         },
         "tools[0]",
         lambda tool: body(tools=[tool]),
