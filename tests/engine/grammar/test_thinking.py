@@ -18,6 +18,9 @@ from radixmesh.engine.grammar.marks import Mark, Words
 from radixmesh.engine.grammar.service import GrammarService
 from radixmesh.engine.grammar.vocabulary import Vocabulary
 from radixmesh.engine.request import Request, SamplingParams
+from radixmesh.engine.text.output_parser import OutputParser, join
+from radixmesh.engine.text.parser import Reasoning, Text
+from radixmesh.engine.text.reasoning.gpt_oss import GPT_OSS_REASONING
 from radixmesh.engine.text.tokenizer import load_tokenizer
 from tests.engine.grammar.walk import allowed, vocabulary
 
@@ -216,3 +219,21 @@ def test_tokens_over_an_end_are_not_allowed() -> None:
         assert set(np.flatnonzero(bits == 0).tolist()) == over, seen
     assert [tokens[index] for index in words.spell(END.encode())] == [b"</think>"]
     assert [tokens[index] for index in words.spell(b"</x>")] == [b"</", b"x", b">"]
+
+
+def test_gpt_oss_answers_in_its_final_message(service: GrammarService) -> None:
+    thinking = GPT_OSS_REASONING.thinking("<|start|>assistant")
+    assert thinking is not None
+    matcher = matcher_of(service, "regex", "ab", thinking)
+    before = b"<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final"
+    for byte in before:
+        assert IM_END not in allowed(matcher, len(BYTES))
+        matcher.accept(byte)
+    assert matcher.forced()[:11] == list(b"<|message|>")
+    for byte in b"<|message|>ab":
+        assert allowed(matcher, len(BYTES)) == [byte]
+        matcher.accept(byte)
+    assert allowed(matcher, len(BYTES)) == [IM_END]
+    parser = OutputParser(lambda source: GPT_OSS_REASONING.read(source, "<|start|>assistant"), None)
+    events = join([*parser.add(before.decode() + "<|message|>ab"), *parser.end()])
+    assert events == [Reasoning("hm"), Text("ab")]
