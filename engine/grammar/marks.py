@@ -1,7 +1,5 @@
 """Texts that mark where something begins or ends in an output, looked for token by token."""
 
-from functools import cached_property
-
 from ..errors import GrammarError
 from .grammar import Mask
 from .masks import only
@@ -12,35 +10,22 @@ class Words:
     """A vocabulary by what its tokens write; special ones write their names, as marks do."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        """100,000 tokens take some hundredths of a second: not in the step loop."""
         self.vocabulary = vocabulary
+        self.all = only(range(len(vocabulary)), len(vocabulary))
+        self.ends = only(sorted(vocabulary.eos_ids), len(vocabulary))  # the tokens that end an output
+        self._ids: dict[bytes, list[int]] = {}
+        for index, word in enumerate(vocabulary.tokens):
+            if word:
+                self._ids.setdefault(word, []).append(index)
+        self._longest = max(map(len, self._ids), default=0)
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
     def bytes_of(self, token_id: int) -> bytes:
+        """What a token writes."""
         return self.vocabulary.tokens[token_id]
-
-    @cached_property
-    def _ids(self) -> dict[bytes, list[int]]:
-        ids: dict[bytes, list[int]] = {}
-        for index, word in enumerate(self.vocabulary.tokens):
-            if word:
-                ids.setdefault(word, []).append(index)
-        return ids
-
-    @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._ids), default=0)
-
-    @cached_property
-    def ends(self) -> Mask:
-        """The tokens that end an output."""
-        return only(sorted(self.vocabulary.eos_ids), len(self))
-
-    @cached_property
-    def all(self) -> Mask:
-        """Every token."""
-        return only(range(len(self)), len(self))
 
     def spell(self, text: bytes) -> list[int]:
         """The usual tokens of `text`; the longest ones that fit where those would write anything else.

@@ -18,7 +18,7 @@ from .grammar import FREE, Grammar, GrammarSpec, Thinking
 from .marks import Words
 from .registry import Library, backend_of, load_library
 from .thinking import AnyText, ThinkingGrammar, ThinkingMarks, without_budget
-from .vocabulary import vocabulary_of
+from .vocabulary import Vocabulary, vocabulary_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class GrammarService:
         self._cache: OrderedDict[GrammarSpec, Compilation] = OrderedDict()
         self._loading = threading.Lock()
         self._library: Library | None = None
+        self._vocabulary: Vocabulary | None = None
         self._words: Words | None = None
         self._marks: dict[Thinking, ThinkingMarks] = {}
 
@@ -129,8 +130,9 @@ class GrammarService:
         if spec.kind == "text":
             return AnyText()
         if spec.kind == "calls":
-            assert self._words is not None
-            return read_calls_grammar(spec.text, self._words, lambda each: self._compile(library, each))
+            return read_calls_grammar(
+                spec.text, self._known_words(), lambda each: self._compile(library, each)
+            )
         if spec.kind not in library.kinds:
             raise GrammarError(
                 f"grammar_backend {self._backend} cannot do {spec.kind}; accepted are"
@@ -147,16 +149,22 @@ class GrammarService:
                     raise GrammarError("a grammar needs a tokenizer, but skip_tokenizer_init is set")
                 if not self._info.eos_token_ids:
                     raise GrammarError("the model has no token that ends a text, which a grammar needs")
-                vocabulary = vocabulary_of(tokenizer, self._info)
-                self._words = Words(vocabulary)
-                self._library = load_library(self._config, vocabulary)
+                self._vocabulary = vocabulary_of(tokenizer, self._info)
+                self._library = load_library(self._config, self._vocabulary)
             return self._library
 
-    def _marks_of(self, thinking: Thinking) -> ThinkingMarks:
+    def _known_words(self) -> Words:
         with self._loading:
-            assert self._words is not None
+            if self._words is None:
+                assert self._vocabulary is not None
+                self._words = Words(self._vocabulary)
+            return self._words
+
+    def _marks_of(self, thinking: Thinking) -> ThinkingMarks:
+        words = self._known_words()
+        with self._loading:
             if thinking not in self._marks:
-                self._marks[thinking] = ThinkingMarks(thinking, self._words)
+                self._marks[thinking] = ThinkingMarks(thinking, words)
             return self._marks[thinking]
 
 

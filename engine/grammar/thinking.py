@@ -1,7 +1,6 @@
 """What an output thinks before its answer: free, but for its length, whatever the answer is held to."""
 
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 
@@ -37,11 +36,7 @@ class ThinkingMarks:
         self.end = Mark(thinking.end, words)
         self.then = words.spell(thinking.then.encode())
         self.closing = words.spell(self.end.text) + self.then
-
-    @cached_property
-    def free(self) -> Mask:
-        """All tokens but those that end an output."""
-        return self.words.all & ~self.words.ends
+        self.free = words.all & ~words.ends  # all tokens but those that end an output
 
 
 class ThinkingGrammar:
