@@ -45,7 +45,7 @@ from .messages import (
 )
 from .request import Request
 from .runner import ModelInfo
-from .startup import all_choices, calm_garbage_collection, start_engine
+from .startup import all_choices, calm_garbage_collection, describe, start_engine
 from .text.tokenizer import tokenizer_of
 
 logger = logging.getLogger(__name__)
@@ -103,8 +103,9 @@ class Channel:
 class EngineLoop:
     """Takes messages and steps the engine until it is told to stop."""
 
-    def __init__(self, engine: Engine, channel: Channel, grammars: GrammarQueue) -> None:
-        self._engine, self._channel, self._grammars = engine, channel, grammars
+    def __init__(self, engine: Engine, channel: Channel, grammars: GrammarService) -> None:
+        self._engine, self._channel, self._service = engine, channel, grammars
+        self._grammars = GrammarQueue(grammars)
         self._running = True
         self._changed = True  # since the last report
         self._reported = 0.0
@@ -123,6 +124,11 @@ class EngineLoop:
                 if outputs:
                     self._channel.send(Tokens(outputs))
             self._report()
+
+    def close(self) -> None:
+        """Release helper processes and the device."""
+        self._service.close()
+        self._engine.runner.close()
 
     def _handle(self, message: ToEngine) -> None:
         self._changed = True
@@ -188,8 +194,8 @@ def main() -> None:
     os.set_inheritable(lifeline, False)  # it tells the parent of this process's end, not of its children's
     channel = Channel(folder)
     try:
-        engine = _start(channel)
-        status = 1 if engine is None else _serve(engine, channel)
+        loop = _start(channel)
+        status = 1 if loop is None else _serve(loop, channel)
     finally:
         channel.close()
     # no interpreter shutdown: threads of device runtimes may still run and must not hold up the exit
@@ -197,17 +203,21 @@ def main() -> None:
     os._exit(status)
 
 
-def _start(channel: Channel) -> Engine | None:
-    """The warm engine; None, after the parent was told why, if there is none."""
+def _start(channel: Channel) -> EngineLoop | None:
+    """The loop of a warm engine; None, after the parent was told why, if there is none."""
     try:
         start = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        engine = start_engine(
-            start.config, start.backend(), lambda info: channel.send(Described(_plain(info)))
-        )
-        choices = all_choices(engine.info, engine.runner.choices)
+        config, backend = start.config, start.backend()
+        info = describe(config, backend)
+        channel.send(Described(_plain(info)))
+        grammars = GrammarService(config, info, partial(tokenizer_of, config, info), channel.wake)
+        loading = grammars.load()  # now, for when there are steps it would hold them up
+        engine = start_engine(config, backend, info)
+        loading.result()
+        choices = all_choices(info, engine.runner.choices)
         channel.send(Ready(engine.runner.capacity, _plain_choices(choices)))
-        return engine
+        return EngineLoop(engine, channel, grammars)
     except (ConfigError, ModelError) as error:
         is_config = isinstance(error, ConfigError)
         channel.send(StartFailed("ConfigError" if is_config else "ModelError", str(error)))
@@ -217,14 +227,11 @@ def _start(channel: Channel) -> Engine | None:
     return None
 
 
-def _serve(engine: Engine, channel: Channel) -> int:
+def _serve(loop: EngineLoop, channel: Channel) -> int:
     calm_garbage_collection()
     try:
-        grammars = GrammarService(
-            engine.config, engine.info, partial(tokenizer_of, engine.config, engine.info), channel.wake
-        )
-        EngineLoop(engine, channel, GrammarQueue(grammars)).run()
-        engine.runner.close()
+        loop.run()
+        loop.close()
         return 0
     except Exception as error:
         traceback.print_exc()

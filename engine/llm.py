@@ -20,7 +20,7 @@ from .outputs import RequestOutput
 from .request import Request, SamplingParams
 from .request_builder import Prompt, RequestBuilder, default_params
 from .runner import Backend
-from .startup import all_choices, start_engine
+from .startup import all_choices, describe, start_engine
 from .stats import EngineStats
 from .text.tokenizer import tokenizer_of
 
@@ -38,8 +38,8 @@ class LLM:
         if config.max_queue_wait is not None:
             raise ConfigError("max_queue_wait is set; accepted is None: LLM itself waits for its requests")
         self.config = config
-        self._engine = start_engine(config, backend)
-        self.info = self._engine.info
+        self.info = describe(config, backend)
+        self._engine = start_engine(config, backend, self.info)
         self.capacity = self._engine.runner.capacity
         self.choices = all_choices(self.info, self._engine.runner.choices)
         self._grammars = GrammarService(config, self.info, lambda: self.tokenizer)

@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from .config import Choice, EngineConfig
 from .engine import Engine
@@ -10,17 +10,17 @@ from .grammar.registry import backend_of
 from .runner import Backend, ModelInfo
 
 
-def start_engine(
-    config: EngineConfig, backend: Backend, told: Callable[[ModelInfo], None] | None = None
-) -> Engine:
-    """Load and warm up the model, and print every automatic choice on stderr.
-
-    `told` hears of the model before its weights are read. Raises ConfigError, ModelError.
-    """
+def describe(config: EngineConfig, backend: Backend) -> ModelInfo:
+    """What the model is, before its weights are read. Raises ConfigError, ModelError."""
     backend_of(config)  # what is not installed is told before weights are read
-    info = backend.describe(config)
-    if told is not None:
-        told(info)
+    return backend.describe(config)
+
+
+def start_engine(config: EngineConfig, backend: Backend, info: ModelInfo) -> Engine:
+    """Load and warm up the model that `describe` told of, and print every automatic choice on stderr.
+
+    Raises ConfigError, ModelError.
+    """
     runner = backend.create_runner(config, info)
     try:
         print_choices(all_choices(info, runner.choices))

@@ -1,7 +1,7 @@
 """A process of its own for compilers that nothing else can stop: it ends itself when one takes too long.
 
 Parent and helper say one line of JSON each in turn. What the helper's library makes of a specification
-comes back as bytes, written as Latin-1.
+follows its line as bytes: reading them lets the parent's other threads run, as decoding megabytes would not.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import GrammarError
 from .grammar import GrammarSpec
@@ -61,11 +61,13 @@ class Helpers:
         line = process.stdout.readline()
         if not line.endswith(b"\n"):
             raise self._end(process)
+        size, reason = json.loads(line)
+        compiled = process.stdout.read(size)
+        if len(compiled) < size:
+            raise self._end(process)
         self._idle.put(process)
-        good, text = json.loads(line)
-        if not good:
-            raise GrammarError(text)
-        compiled: bytes = text.encode("latin-1")
+        if reason is not None:
+            raise GrammarError(reason)
         return compiled
 
     def close(self) -> None:
@@ -103,14 +105,15 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_REAL, timeout)  # the default action ends the process
-        answer = _answer(compiler, GrammarSpec(*json.loads(line)))
+        compiled, reason = _answer(compiler, GrammarSpec(*json.loads(line)))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        sys.stdout.buffer.write(json.dumps([len(compiled), reason]).encode() + b"\n" + compiled)
+        sys.stdout.buffer.flush()
 
 
-def _answer(compiler: Compiler, spec: GrammarSpec) -> list[Any]:
+def _answer(compiler: Compiler, spec: GrammarSpec) -> tuple[bytes, str | None]:
+    """What the library made of it, or its reason to make nothing."""
     try:
-        return [True, compiler.compile(spec).decode("latin-1")]
+        return compiler.compile(spec), None
     except Exception as error:
-        return [False, str(error)]
+        return b"", str(error)

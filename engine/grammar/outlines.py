@@ -34,7 +34,7 @@ class OutlinesLibrary:
 
     def compile(self, spec: GrammarSpec) -> "OutlinesGrammar":
         """Raises GrammarError with the library's reason."""
-        return OutlinesGrammar(Index.from_binary(list(self._helpers.compile(spec))), self._eos_ids)
+        return OutlinesGrammar(Index.from_binary(self._helpers.compile(spec)), self._eos_ids)
 
     def close(self) -> None:
         """End the helper processes."""

@@ -46,7 +46,8 @@ class Compilation:
 
 
 class GrammarService:
-    """Compiles grammars. Tokenizer and library are loaded when the first comes.
+    """Compiles grammars. Tokenizer and library are loaded by `load`, or when the first grammar comes: then
+    no other thread runs for as long as the vocabulary takes, for libraries hold the interpreter's lock.
 
     Used by one thread. `load_tokenizer` and `on_done`, which hears of each compilation's end, are called
     by others.
@@ -70,6 +71,10 @@ class GrammarService:
         self._vocabulary: Vocabulary | None = None
         self._words: Words | None = None
         self._marks: dict[Thinking, ThinkingMarks] = {}
+
+    def load(self) -> Future[None]:
+        """Start to load tokenizer and library. The future never fails: every grammar's refusal will."""
+        return self._threads.submit(self._try_load)
 
     def compile(self, spec: GrammarSpec) -> Compilation:
         """Start to compile, or find what was compiled before. Raises GrammarError for what needs no trial."""
@@ -140,6 +145,12 @@ class GrammarService:
             )
         check_text(spec, self._config.max_grammar_depth)
         return library.compile(spec)
+
+    def _try_load(self) -> None:
+        try:
+            self._loaded()
+        except Exception as error:  # it is tried again, and told, when the first grammar comes
+            logger.info("there will be no grammars: %s", error)
 
     def _loaded(self) -> Library:
         with self._loading:

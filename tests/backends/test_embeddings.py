@@ -12,7 +12,7 @@ from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.pooling import EMBED
 from radixmesh.engine.request import Request
-from radixmesh.engine.startup import start_engine
+from radixmesh.engine.startup import describe, start_engine
 from radixmesh.engine.text.tokenizer import load_tokenizer
 from tests.oracle import load_gguf_oracle
 from tests.tiny_models import save_tiny_model
@@ -62,7 +62,8 @@ def test_tiny_models(backend: Any, name: str, devices: dict[str, Any], pooling: 
     shared = rng.integers(3, 160, 20).tolist()
     prompts = [shared[:cut] + rng.integers(3, 160, length).tolist() for cut, length in
                ((0, 1), (0, 5), (20, 40), (20, 3), (9, 60), (20, 12), (20, 80))]  # fmt: skip
-    engine = start_engine(config, backend_for(config))
+    backend = backend_for(config)
+    engine = start_engine(config, backend, describe(config, backend))
     try:
         for turn in ("cold ", "warm "):
             for prompt, got in zip(prompts, embed(engine, prompts, turn), strict=True):
@@ -84,7 +85,8 @@ def test_a_real_model() -> None:
     tokenizer, model = load_tokenizer(path), load_gguf_oracle(Path(path))
     texts = ["A cat sat on the mat.", "Ein Satz.", "The three laws of motion are " * 20]
     prompts = [tokenizer.encode(text) for text in texts]
-    engine = start_engine(config, backend_for(config))
+    backend = backend_for(config)
+    engine = start_engine(config, backend, describe(config, backend))
     try:
         for prompt, got in zip(prompts, embed(engine, prompts), strict=True):
             expected = oracle(model, prompt, "mean")

@@ -15,9 +15,10 @@ from radixmesh.engine.grammar.constrain import constrain
 from radixmesh.engine.grammar.grammar import Grammar, GrammarSpec
 from radixmesh.engine.grammar.llguidance import LlguidanceLibrary
 from radixmesh.engine.grammar.queue import GrammarQueue
+from radixmesh.engine.grammar.registry import Library, load_library
 from radixmesh.engine.grammar.service import MAX_CACHED, GrammarService
 from radixmesh.engine.request import Request, SamplingParams
-from radixmesh.engine.text.tokenizer import load_tokenizer
+from radixmesh.engine.text.tokenizer import Tokenizer, load_tokenizer
 from tests.engine.grammar.walk import allowed
 
 ENDLESS = '{"type":"object","properties":{"x":{"$ref":"#"}},"required":["x"]}'
@@ -113,11 +114,37 @@ def test_what_is_refused_says_why(spec: GrammarSpec, reason: str) -> None:
     service.close()
 
 
-def test_without_a_tokenizer_there_are_no_grammars() -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_tokenizer_and_library_are_loaded_once(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def load_tokenizer() -> Tokenizer:
+        calls.append("tokenizer")
+        return TOKENS
+
+    def load(*arguments: Any) -> Library:
+        calls.append("library")
+        return load_library(*arguments)
+
+    monkeypatch.setattr("radixmesh.engine.grammar.service.load_library", load)
+    config = EngineConfig(backend="fake")
+    service = GrammarService(config, FAKE_BACKEND.describe(config), load_tokenizer)
+    if early:
+        service.load().result()
+        assert calls == ["tokenizer", "library"]  # so the first grammar loads nothing
+    for text in ("ab", "cd"):
+        service.wait(service.compile(GrammarSpec("regex", text)))
+    assert calls == ["tokenizer", "library"]
+    service.close()
+
+
+def test_what_cannot_be_loaded_early_is_each_grammars_refusal() -> None:
     config = EngineConfig(backend="fake", skip_tokenizer_init=True)
     service = GrammarService(config, FAKE_BACKEND.describe(config), lambda: None)
-    with pytest.raises(GrammarError, match="skip_tokenizer_init"):
-        service.wait(service.compile(AB))
+    service.load().result()
+    for _ in range(2):
+        with pytest.raises(GrammarError, match="skip_tokenizer_init"):
+            service.wait(service.compile(AB))
     service.close()
 
 
