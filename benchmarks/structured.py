@@ -4,23 +4,29 @@
 
     masks    on the fake runner, with the model's vocabulary: what a grammar costs the host a token, alone
     model    on the model: tokens per second free, constrained, and with forced runs in one chunk
+    arrival  on a server's engine: a stream's longest pause as the first grammar comes, or a free request
 
 Kinds are a JSON schema, a regular expression and an EBNF grammar, each with every library that can do it. All
 decode greedily. A free request has as many tokens as the constrained one of the same prompt had, so that
-both compute the same number of tokens. Times are medians over rounds in which the contenders take turns.
+both compute the same number of tokens. Contenders take turns; rates and ratios are medians over rounds.
 
     ratio    tokens per second, constrained over free, with every token sampled (no jump-forward)
-    mask     milliseconds of the host that a step's masks took
-    hidden   the share of it that made no step longer: steps last as long as free ones, but for the rest
-    jump     the same with forced runs in one chunk, over free; and the share of steps that it saved
+    forward  milliseconds until the device had the logits of a step, from when it could begin
+    mask     milliseconds of the host that the step's masks took
+    hidden   the share of them that passed before the device had its logits
+    waits    milliseconds that the device, its logits done, waited for masks
+    jump     the ratio with forced runs in one chunk; and how many steps it saved of how many
 """
 
 import argparse
+import asyncio
 import json
 import statistics
+import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +34,8 @@ import numpy as np
 
 from radixmesh.backends.fake.runner import FakeRunner
 from radixmesh.backends.registry import backend_for
+from radixmesh.engine.async_llm import AsyncLLM
+from radixmesh.engine.batch import U32, ScheduleBatch, StepTokens
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.errors import GrammarError
@@ -35,7 +43,7 @@ from radixmesh.engine.grammar.constrain import constrain
 from radixmesh.engine.grammar.grammar import Grammar, GrammarSpec
 from radixmesh.engine.grammar.service import GrammarService
 from radixmesh.engine.request import Request, SamplingParams
-from radixmesh.engine.runner import ModelInfo, ModelRunner, RunnerCapacity
+from radixmesh.engine.runner import ModelInfo, ModelRunner, PendingTokens, RunnerCapacity
 from radixmesh.engine.startup import calm_garbage_collection
 from radixmesh.engine.stats import EngineStats
 from radixmesh.engine.text.tokenizer import Tokenizer, tokenizer_of
@@ -83,7 +91,11 @@ SPECS = {
     "regex": GrammarSpec("regex", REGEX),
     "ebnf": GrammarSpec("ebnf", EBNF),
 }
+PARTS = ("masks", "model", "arrival")
 MAX_TOKENS = 120
+TITLES = (
+    "tokens  free tok/s  constrained ratio  forward ms  mask hidden waits   jump ratio steps  saved ended"
+)
 
 
 @dataclass(frozen=True)
@@ -111,8 +123,9 @@ class Row:
     free: float  # tokens a second, as the next two
     constrained: float
     jumping: float
-    mask_ms: float  # a step
-    hidden: float
+    ratio: float  # constrained over free
+    jump_ratio: float
+    halves: "Halves"
     steps: int
     steps_saved: int
     valid: int  # outputs that ended before MAX_TOKENS
@@ -128,11 +141,15 @@ class Bench:
     prompts: Sequence[Sequence[int]]
 
     def run(
-        self, grammar: Grammar | None, lengths: Sequence[int] | None = None, jump: bool = False
+        self,
+        grammar: Grammar | None,
+        lengths: Sequence[int] | None = None,
+        jump: bool = False,
+        watch: "Watch | None" = None,
     ) -> Outcome:
         """All prompts at once, each up to its length, without the end of a text if they are free."""
         config = replace(self.config, disable_jump_forward=not jump)
-        engine = Engine(config, self.info, self.runner)
+        engine = Engine(config, self.info, watch or self.runner)
         for index, prompt in enumerate(self.prompts):
             count = MAX_TOKENS if lengths is None else lengths[index]
             params = SamplingParams(temperature=0, max_new_tokens=count, ignore_eos=grammar is None)
@@ -142,6 +159,8 @@ class Bench:
             if grammar is not None:
                 constrain(request, grammar)
             engine.add_request(request)
+        if watch is not None:
+            watch.masks = lambda: engine.schedulers[0].counters.mask_seconds
         tokens: list[list[int]] = [[] for _ in self.prompts]
         started = time.perf_counter()
         while engine.has_work:
@@ -149,6 +168,88 @@ class Bench:
                 assert output.error is None, output.error
                 tokens[int(output.request_id)] += output.token_ids
         return Outcome(time.perf_counter() - started, tuple(map(tuple, tokens)), engine.stats())
+
+
+@dataclass(frozen=True)
+class Halves:
+    """What became of steps whose sampling waits for masks; milliseconds are means of a step."""
+
+    forward_ms: float
+    mask_ms: float
+    hidden: float  # share of the mask time
+    waits_ms: float
+
+
+class Watch:
+    """A runner that looks at its steps' first halves: when each could begin, when its logits were there, and
+    when its masks were."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner, self.capacity, self.choices = runner, runner.capacity, runner.choices
+        self._thread = ThreadPoolExecutor(1)
+        self._idle = 0.0  # since when the device had nothing to do, as far as results tell
+        self._steps: list[tuple[float, Future[float], float, float]] = []
+        self.masks: Callable[[], float]  # seconds that masks took till now
+
+    def __getattr__(self, name: str) -> typing.Any:
+        return getattr(self._runner, name)
+
+    def forward(self, batches: Sequence[ScheduleBatch | None]) -> "WatchedPending":
+        halves = any(batch is not None and len(batch.constrained) for batch in batches)
+        begun = time.perf_counter()
+        pending = self._runner.forward(batches)
+        done = self._thread.submit(_time_of, _logits_of(self._runner)) if halves else None
+        return WatchedPending(self, pending, begun, done)
+
+    def halves(self) -> Halves:
+        """Of all steps till now."""
+        forward = masks = hidden = waits = 0.0
+        for begun, future, told, took in self._steps:
+            done = future.result()
+            forward += done - begun
+            masks += took
+            hidden += min(max(done - (told - took), 0.0), took)
+            waits += max(told - done, 0.0)
+        a_step = 1e3 / len(self._steps)
+        return Halves(forward * a_step, masks * a_step, hidden / masks, waits * a_step)
+
+
+class WatchedPending:
+    """A step of `Watch`."""
+
+    def __init__(
+        self, watch: Watch, pending: PendingTokens, begun: float, done: Future[float] | None
+    ) -> None:
+        self._watch, self._pending, self._begun, self._done = watch, pending, begun, done
+        self._before = watch.masks()
+
+    def constrain(self, masks: Sequence[U32 | None]) -> None:
+        told, watch = time.perf_counter(), self._watch
+        assert self._done is not None
+        begun = max(self._begun, watch._idle)
+        watch._steps.append((begun, self._done, told, watch.masks() - self._before))
+        self._pending.constrain(masks)
+
+    def result(self) -> Sequence[StepTokens]:
+        tokens = self._pending.result()
+        self._watch._idle = time.perf_counter()
+        return tokens
+
+
+def _logits_of(runner: ModelRunner) -> Callable[[], object]:
+    """What blocks until the first half that was just launched is done, while other threads run."""
+    if (logits := getattr(runner, "logits", None)) is not None:  # of JAX
+        return logits.block_until_ready  # type: ignore[no-any-return]
+    if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_available():
+        event = torch.cuda.Event(blocking=True)
+        event.record()
+        return event.synchronize  # type: ignore[no-any-return]
+    return lambda: None  # PyTorch on a CPU returns when it is done
+
+
+def _time_of(wait: Callable[[], object]) -> float:
+    wait()
+    return time.perf_counter()
 
 
 def main() -> None:
@@ -164,7 +265,8 @@ def main() -> None:
     info = backend.describe(config)
     tokenizer = tokenizer_of(config, info)
     assert tokenizer is not None
-    grammars = compile_all(options.libraries, options.kinds, config, info, tokenizer)
+    compiled = {"masks", "model"} & {*options.parts}
+    grammars = compile_all(options.libraries if compiled else (), options.kinds, config, info, tokenizer)
     asked = [PROMPTS[index % len(PROMPTS)] for index in range(max(options.requests))]
     prompts = [
         tokenizer.encode(f"<|im_start|>user\n{each}<|im_end|>\n<|im_start|>assistant\n") for each in asked
@@ -181,6 +283,8 @@ def main() -> None:
             rows += measure_model(bench, grammars, options.rounds)
         results["model"] = [asdict(row) for row in rows]
         runner.close()
+    if "arrival" in options.parts:
+        results["arrival"] = measure_arrivals(options.libraries, config)
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
 
@@ -196,7 +300,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backend", default="auto", choices=["auto", "jax", "torch"])
     parser.add_argument("--libraries", nargs="+", default=known, choices=known)
     parser.add_argument("--kinds", nargs="+", default=[*SPECS], choices=[*SPECS])
-    parser.add_argument("--parts", nargs="+", default=["masks", "model"], choices=["masks", "model"])
+    parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=PARTS)
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8], help="prompts, all at once")
     parser.add_argument("--compact-json", action="store_true", help="allow no white space within JSON")
     parser.add_argument("--rounds", type=int, default=3)
@@ -246,11 +350,14 @@ def measure_masks(
 
 
 def measure_model(bench: Bench, grammars: dict[tuple[str, str], Grammar], rounds: int) -> list[Row]:
-    titles = "tokens  free tok/s  constrained ratio   mask ms hidden   jump ratio steps  saved ended"
-    print(f"\nat once: {len(bench.prompts):<13} {titles}")
+    print(f"\nat once: {len(bench.prompts):<13} {TITLES}")
     rows = []
     for (library, kind), grammar in grammars.items():
-        first = bench.run(grammar)
+        watch = Watch(bench.runner)
+        switch = sys.getswitchinterval()
+        sys.setswitchinterval(1e-4)  # or the clock would be read up to 5 ms late
+        first = bench.run(grammar, watch=watch)
+        sys.setswitchinterval(switch)
         lengths = [len(each) for each in first.tokens]
         taken: dict[str, list[Outcome]] = {"free": [], "constrained": [], "jumping": []}
         for _ in range(rounds):
@@ -258,39 +365,85 @@ def measure_model(bench: Bench, grammars: dict[tuple[str, str], Grammar], rounds
             taken["constrained"].append(bench.run(grammar))
             taken["jumping"].append(bench.run(grammar, jump=True))
             assert taken["constrained"][-1].tokens == taken["jumping"][-1].tokens == first.tokens
-        row = _row(len(lengths), library, kind, taken)
+        row = _row(len(lengths), library, kind, taken, watch.halves())
         rows.append(row)
         print(
-            f"{library:14} {kind:7} {row.tokens:6} {row.free:11.1f} {row.constrained:12.1f}"
-            f" {row.constrained / row.free:5.2f} {row.mask_ms:9.2f} {row.hidden:6.0%} {row.jumping:6.1f}"
-            f" {row.jumping / row.free:5.2f} {row.steps:5} {row.steps_saved:6} {row.valid:3}/{len(lengths)}",
+            f"{library:14} {kind:7} {row.tokens:6} {row.free:11.1f} {row.constrained:12.1f} {row.ratio:5.2f}"
+            f" {row.halves.forward_ms:11.2f} {row.halves.mask_ms:5.2f} {row.halves.hidden:6.0%}"
+            f" {row.halves.waits_ms:5.2f} {row.jumping:6.1f} {row.jump_ratio:5.2f} {row.steps:5}"
+            f" {row.steps_saved:6} {row.valid:3}/{len(lengths)}",
             flush=True,
         )
     return rows
 
 
-def _row(requests: int, library: str, kind: str, taken: dict[str, list[Outcome]]) -> Row:
-    free, constrained, jumping = (
-        statistics.median(each.rate for each in taken[name]) for name in ("free", "constrained", "jumping")
-    )
+def _row(requests: int, library: str, kind: str, taken: dict[str, list[Outcome]], halves: Halves) -> Row:
+    rates = {name: np.array([each.rate for each in outcomes]) for name, outcomes in taken.items()}
+    free, constrained, jumping = (statistics.median(rates[n]) for n in ("free", "constrained", "jumping"))
     last, jumped = taken["constrained"][-1], taken["jumping"][-1]
-    tokens = sum(map(len, last.tokens))
-    masks = statistics.median(each.stats.mask_seconds for each in taken["constrained"])
-    longer = max(0.0, tokens / constrained - tokens / free)
     return Row(
         requests=requests,
         library=library,
         kind=kind,
-        tokens=tokens,
+        tokens=sum(map(len, last.tokens)),
         free=free,
         constrained=constrained,
         jumping=jumping,
-        mask_ms=1e3 * masks / last.stats.steps,
-        hidden=max(0.0, 1 - longer / masks),
+        ratio=statistics.median(rates["constrained"] / rates["free"]),
+        jump_ratio=statistics.median(rates["jumping"] / rates["free"]),
+        halves=halves,
         steps=last.stats.steps,
         steps_saved=last.stats.steps - jumped.stats.steps,
         valid=sum(len(each) < MAX_TOKENS for each in last.tokens),
     )
+
+
+def measure_arrivals(libraries: Sequence[str], config: EngineConfig) -> list[dict[str, object]]:
+    """A free stream on a serving engine of each library, met by the first grammar of its life."""
+    print(
+        f"\nms between tokens of a stream: {'median':>10}  longest  as a free request comes  as a grammar comes"
+    )
+    rows: list[dict[str, object]] = []
+    for library in libraries:
+        alone, by_free, by_grammar = asyncio.run(_meet(replace(config, grammar_backend=library)))
+        usual = statistics.median(alone)
+        row = {"median_ms": usual, "longest_ms": max(alone), "free_ms": by_free, "grammar_ms": by_grammar}
+        rows.append({"library": library, **row})
+        print(f"{library:30} {usual:10.1f} {max(alone):8.1f} {by_free:24.1f} {by_grammar:19.1f}", flush=True)
+    return rows
+
+
+async def _meet(config: EngineConfig) -> tuple[list[float], float, float]:
+    """Milliseconds between tokens of a stream alone, and the longest while a newcomer has no token yet: a free
+    request, and one with a grammar."""
+    long = SamplingParams(temperature=0, max_new_tokens=600, ignore_eos=True)
+    short = SamplingParams(temperature=0, max_new_tokens=1)
+    times: list[float] = []
+    async with AsyncLLM(config, backend_for(config)) as llm:
+
+        async def stream() -> None:
+            async for _ in llm.generate(PROMPTS[0], long):
+                times.append(time.perf_counter())
+
+        async def meet(params: SamplingParams) -> float:
+            """Until the stream's next token after the newcomer's."""
+            first = len(times) - 1
+            async for _ in llm.generate(PROMPTS[1], params):
+                pass
+            await until(len(times) + 2)
+            return float(1e3 * np.diff(times[first:]).max())
+
+        async def until(count: int) -> None:
+            while len(times) < count:
+                await asyncio.sleep(0.001)
+
+        streaming = asyncio.create_task(stream())
+        await until(120)
+        alone = (1e3 * np.diff(times[20:])).tolist()
+        by_free = await meet(short)
+        by_grammar = await meet(replace(short, grammar=SPECS["regex"]))
+        streaming.cancel()
+    return alone, by_free, by_grammar
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class JaxRunner:
         self._compiled: dict[Shape, jax.stages.Compiled] = {}
         self._layouts: dict[Shape, Layout] = {}
         self._state: DeviceState | None = None
-        self._logits: jax.Array | None = None  # of a first half whose second is to come
+        self.logits: jax.Array | None = None  # of a first half whose second is to come
 
     def warmup(self) -> None:
         """Compile every shape of the bucket table, several at a time, then create the KV pool."""
@@ -115,16 +115,16 @@ class JaxRunner:
         assert self._state is not None, "warmup() comes first"
         if shape.part == Part.SAMPLE:
             slots, page_tokens = self._state.slots, self._state.page_tokens
-            slots, sampled = self._compiled[shape](slots, page_tokens, self._logits, packed)
-            self._state, self._logits = self._state._replace(slots=slots), None
+            slots, sampled = self._compiled[shape](slots, page_tokens, self.logits, packed)
+            self._state, self.logits = self._state._replace(slots=slots), None
             return sampled
         self._state, sampled = self._compiled[shape](self._weights, self._state, packed)
-        self._logits = sampled.pop("logits", None)
+        self.logits = sampled.pop("logits", None)
         return sampled
 
     def close(self) -> None:
         """Drop weights, pool and compiled steps."""
-        self._state = self._logits = None
+        self._state = self.logits = None
         self._weights = nnx.State({})
         self._compiled.clear()
 

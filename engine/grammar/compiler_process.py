@@ -33,7 +33,7 @@ class Compiler(Protocol):
 
 
 class Helpers:
-    """As many helpers as compile at once. May be used by several threads."""
+    """As many helpers as compile at once; the first starts at once. May be used by several threads."""
 
     def __init__(self, module: str, vocabulary: Vocabulary, compact_json: bool, timeout: float) -> None:
         """`module` is of this folder; its `compiler(tokens, eos_ids, compact_json)` makes a Compiler."""
@@ -47,6 +47,7 @@ class Helpers:
         self._start = json.dumps([*start, timeout]).encode() + b"\n"
         self._timeout = timeout
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        self._idle.put(self._spawn())
 
     def compile(self, spec: GrammarSpec) -> bytes:
         """Raises GrammarError with the library's reason, or because it took too long."""

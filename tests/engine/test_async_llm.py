@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -16,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from radixmesh.backends.fake.backend import FAKE_BACKEND, TOKENIZER
+from radixmesh.backends.fake.backend import FAKE_BACKEND
 from radixmesh.backends.fake.oracle import expected_tokens
 from radixmesh.engine.async_llm import AsyncLLM
 from radixmesh.engine.config import EngineConfig
@@ -28,7 +26,6 @@ from radixmesh.engine.errors import (
     QueueFullError,
     RequestError,
 )
-from radixmesh.engine.grammar.grammar import GrammarSpec
 from radixmesh.engine.outputs import RequestOutput
 from radixmesh.engine.request import FinishReason, SamplingParams
 from radixmesh.engine.runner import Backend
@@ -483,21 +480,6 @@ def test_without_a_tokenizer() -> None:
             assert (output.text, output.token_ids) == ("", expected_tokens([1, 2], 5, 259))
             with pytest.raises(RequestError, match="token ids"):
                 await collect(llm, "hello", SamplingParams())
-
-    asyncio.run(test())
-
-
-def test_the_first_grammar_loads_nothing(tmp_path: Path) -> None:
-    """Loading would hold up the steps of others: all of it is there before the engine is ready."""
-    folder = tmp_path / "tokenizer"
-    shutil.copytree(TOKENIZER, folder)
-
-    async def test() -> None:
-        async with started(tokenizer_path=str(folder)) as llm:
-            shutil.rmtree(folder)
-            params = SamplingParams(grammar=GrammarSpec("regex", "[a-z]{3}"), temperature=0.0)
-            (output,) = await collect(llm, "hello", params)
-            assert re.fullmatch("[a-z]{3}", output.text) and output.finish_reason is FinishReason.STOP
 
     asyncio.run(test())
 
