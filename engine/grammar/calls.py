@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import GrammarError
 from .grammar import Grammar, GrammarSpec, Mask, Matcher
 from .marks import Mark, Words
-from .masks import only
+from .masks import mask_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ class CallsMatcher:
 
     def fill_mask(self, mask: Mask) -> None:
         if self._run:
-            mask[:] = only(self._run[:1], len(self._words))
+            mask[:] = mask_of(self._run[:1], len(self._words))
         elif self._arguments is not None:
             mask[:] = self._mask
         elif self._head is not None:
-            mask[:] = only(self._going_on(self._head), len(self._words))
+            mask[:] = mask_of(self._going_on(self._head), len(self._words))
         else:
             mask[:] = self._words.all
             self._grammar.trigger.forbid_crossing(self._at, mask)

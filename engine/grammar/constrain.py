@@ -3,10 +3,9 @@
 from collections.abc import Set
 from dataclasses import replace
 
-import numpy as np
-
 from ..request import Request
 from .grammar import FREE, Grammar, Mask, Matcher
+from .masks import mask_of
 from .thinking import ThinkingGrammar
 
 
@@ -34,15 +33,13 @@ class _LongerMatcher:
 
     def __init__(self, matcher: Matcher, ends: Set[int], least: int | None) -> None:
         self._matcher = matcher
-        self._ends = np.array(sorted(ends), np.int64)
+        self._ends = ends
         self._left = least
 
     def fill_mask(self, mask: Mask) -> None:
         self._matcher.fill_mask(mask)
         if self._left is None or self._left > 0:
-            words, bits = self._ends // 32, np.uint32(1) << (self._ends % 32).astype(np.uint32)
-            longer = mask.copy()
-            np.bitwise_and.at(longer, words, ~bits)
+            longer = mask & ~mask_of(self._ends, 32 * mask.size)
             if longer.any():
                 mask[:] = longer
 

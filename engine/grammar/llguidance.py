@@ -7,10 +7,12 @@ from collections.abc import Callable
 from functools import partial
 
 import llguidance
+import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
 
 from ..errors import GrammarError
 from .grammar import GrammarKind, GrammarSpec, Mask
+from .masks import ids_of, mask_of
 from .structural_tag import read_structural_tag
 from .vocabulary import Vocabulary
 
@@ -29,7 +31,7 @@ class LlguidanceLibrary:
     def __init__(self, vocabulary: Vocabulary, compact_json: bool) -> None:
         """`compact_json` allows no white space in JSON but inside strings."""
         self._tokenizer = _tokenizer(vocabulary)
-        self._ends = sum(1 << index for index in vocabulary.eos_ids)  # as a mask
+        self._ends = mask_of(vocabulary.eos_ids, len(vocabulary))
         self._limits = llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         self._sources: dict[GrammarKind, Callable[[str], str]] = {
             "json_object": lambda _: _json('{"type": "object"}', compact_json),
@@ -134,15 +136,14 @@ def _check(matcher: llguidance.LLMatcher) -> None:
         raise GrammarError(matcher.get_error().split("\n<state>")[0])
 
 
-def _try_out(matcher: llguidance.LLMatcher, ends: int) -> None:
+def _try_out(matcher: llguidance.LLMatcher, ends: Mask) -> None:
     """Raise GrammarError for a grammar that nothing matches, or that exceeds a limit within a few tokens."""
-    draw = random.Random(0)
+    draw, mask = random.Random(0), np.empty_like(ends)
     for _ in range(_TRIAL_TOKENS):
-        mask = int.from_bytes(matcher.compute_bitmask(), "little") & ~ends
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         _check(matcher)
-        if not mask:
+        ids = ids_of(mask & ~ends)
+        if not len(ids):
             return
-        start = draw.randrange(mask.bit_length())
-        above = mask >> start  # not 0, for the highest bit is set
-        matcher.consume_token(start + (above & -above).bit_length() - 1)
+        matcher.consume_token(int(draw.choice(ids)))
         _check(matcher)

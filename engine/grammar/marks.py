@@ -2,7 +2,7 @@
 
 from ..errors import GrammarError
 from .grammar import Mask
-from .masks import only
+from .masks import mask_of
 from .vocabulary import Vocabulary
 
 
@@ -12,8 +12,8 @@ class Words:
     def __init__(self, vocabulary: Vocabulary) -> None:
         """100,000 tokens take some hundredths of a second: not in the step loop."""
         self.vocabulary = vocabulary
-        self.all = only(range(len(vocabulary)), len(vocabulary))
-        self.ends = only(sorted(vocabulary.eos_ids), len(vocabulary))  # the tokens that end an output
+        self.all = mask_of(range(len(vocabulary)), len(vocabulary))
+        self.ends = mask_of(sorted(vocabulary.eos_ids), len(vocabulary))  # the tokens that end an output
         self._ids: dict[bytes, list[int]] = {}
         for index, word in enumerate(vocabulary.tokens):
             if word:
@@ -67,7 +67,7 @@ class Mark:
         for at in range(len(self.text)):
             found = [index for index in maybe if self._crosses(at, words.bytes_of(index))]
             if found:
-                self.crossing[at] = only(found, len(words))
+                self.crossing[at] = mask_of(found, len(words))
 
     def follow(self, at: int, token_id: int) -> int:
         """How far an output is in it that was at `at`, after one more token; all of it is `len(text)`."""

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Sequence
 
-import numpy as np
 from outlines_core import Guide, Index, Vocabulary
 from outlines_core.json_schema import build_regex_from_schema
 
@@ -14,7 +13,7 @@ from . import vocabulary as ours
 from .compiler_process import Compiler, Helpers
 from .grammar import GrammarKind, GrammarSpec, Mask
 from .keywords import ANNOTATIONS, check_keywords
-from .masks import only_token
+from .masks import ids_of, mask_of, only_token
 
 _KEYWORDS = ANNOTATIONS | {
     "$ref", "$defs", "definitions", "type", "enum", "const", "anyOf", "properties", "required",
@@ -29,12 +28,12 @@ class OutlinesLibrary:
     kinds: frozenset[GrammarKind] = frozenset({"json_schema", "regex", "choices"})
 
     def __init__(self, vocabulary: ours.Vocabulary, compact_json: bool, timeout: float) -> None:
-        self._eos_ids = np.array(sorted(vocabulary.eos_ids), np.int64)
+        self._ends = mask_of(vocabulary.eos_ids, len(vocabulary))
         self._helpers = Helpers("outlines", vocabulary, compact_json, timeout)
 
     def compile(self, spec: GrammarSpec) -> "OutlinesGrammar":
         """Raises GrammarError with the library's reason."""
-        return OutlinesGrammar(Index.from_binary(self._helpers.compile(spec)), self._eos_ids)
+        return OutlinesGrammar(Index.from_binary(self._helpers.compile(spec)), self._ends)
 
     def close(self) -> None:
         """End the helper processes."""
@@ -44,32 +43,31 @@ class OutlinesLibrary:
 class OutlinesGrammar:
     """A compiled grammar."""
 
-    def __init__(self, index: Index, eos_ids: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
-        self._index, self._eos_ids = index, eos_ids
+    def __init__(self, index: Index, ends: Mask) -> None:
+        self._index, self._ends = index, ends
 
     def matcher(self) -> "OutlinesMatcher":
-        return OutlinesMatcher(Guide(self._index), self._eos_ids)
+        return OutlinesMatcher(Guide(self._index), self._ends)
 
 
 class OutlinesMatcher:
     """The library knows one token that ends the output; here all do. Its last mask tells what is forced."""
 
-    def __init__(self, guide: Guide, eos_ids: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
-        self._guide, self._eos_ids = guide, eos_ids
+    def __init__(self, guide: Guide, ends: Mask) -> None:
+        self._guide, self._ends = guide, ends
         self._mask: Mask | None = None
 
     def fill_mask(self, mask: Mask) -> None:
         self._guide.write_mask_into(mask.ctypes.data, mask.size, mask.itemsize)
         if self._guide.is_finished():
-            bits = np.uint32(1) << (self._eos_ids % 32).astype(np.uint32)
-            np.bitwise_or.at(mask, self._eos_ids // 32, bits)
+            mask |= self._ends
         if not mask.any():
             raise GrammarError("no token may come next")
         self._mask = mask.copy()
 
     def accept(self, token_id: int) -> None:
         self._mask = None
-        if token_id in self._eos_ids and self._guide.is_finished():
+        if self._guide.is_finished() and token_id in ids_of(self._ends):
             return
         try:
             self._guide.advance(token_id, return_tokens=False)

@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import GrammarError
 from .grammar import Grammar, Mask, Matcher, Thinking
 from .marks import Mark, Words
-from .masks import allows, only
+from .masks import allows, mask_of
 
 
 class AnyText:
@@ -70,7 +70,7 @@ class ThinkingMatcher:
         elif self._answer is not None:
             self._answer.fill_mask(mask)
         elif self._closing:
-            mask[:] = only(self._closing[:1], len(self._marks.words))
+            mask[:] = mask_of(self._closing[:1], len(self._marks.words))
         else:
             mask[:] = self._thoughts
             self._marks.end.forbid_crossing(self._at, mask)
@@ -118,7 +118,7 @@ class ThinkingMatcher:
         else:
             self._answer.fill_mask(mask)
         rest = self._marks.begin.text[len(self._seen) :]
-        mask |= only(self._marks.words.beginning(rest), len(self._marks.words))
+        mask |= mask_of(self._marks.words.beginning(rest), len(self._marks.words))
         self._marks.begin.forbid_crossing(len(self._seen), mask)
 
     def _accept_beginning(self, seen: bytes, token_id: int) -> None:

@@ -3,8 +3,8 @@ Nothing stops its compiler, so that it runs in a helper process."""
 
 import json
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from ..errors import GrammarError
 from .compiler_process import Compiler, Helpers
 from .grammar import GrammarKind, GrammarSpec, Mask
 from .keywords import ANNOTATIONS, check_keywords
-from .masks import clear_beyond, only_token
+from .masks import mask_of, only_token
+from .structural_tag import read_structural_tag
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # it brings torch
@@ -38,6 +39,7 @@ class XgrammarLibrary:
     def __init__(self, vocabulary: Vocabulary, compact_json: bool, timeout: float) -> None:
         words = [b"" if i in vocabulary.special_ids else each for i, each in enumerate(vocabulary.tokens)]
         self._info = _info(words, sorted(vocabulary.eos_ids))
+        self._known = mask_of(range(len(words)), len(words))
         self._helpers = Helpers("xgrammar", vocabulary, compact_json, timeout)
 
     def compile(self, spec: GrammarSpec) -> "XgrammarGrammar":
@@ -46,7 +48,7 @@ class XgrammarLibrary:
 
         text = self._helpers.compile(spec).decode()
         compiled = xgrammar.CompiledGrammar.deserialize_json(text, self._info)
-        return XgrammarGrammar(compiled, self._info.vocab_size)
+        return XgrammarGrammar(compiled, self._known)
 
     def close(self) -> None:
         """End the helper processes."""
@@ -56,25 +58,25 @@ class XgrammarLibrary:
 class XgrammarGrammar:
     """A compiled grammar."""
 
-    def __init__(self, compiled: "xgrammar.CompiledGrammar", vocab_size: int) -> None:
-        self._compiled, self._vocab_size = compiled, vocab_size
+    def __init__(self, compiled: "xgrammar.CompiledGrammar", known: Mask) -> None:
+        self._compiled, self._known = compiled, known
 
     def matcher(self) -> "XgrammarMatcher":
         import xgrammar
 
-        return XgrammarMatcher(xgrammar.GrammarMatcher(self._compiled), self._vocab_size)
+        return XgrammarMatcher(xgrammar.GrammarMatcher(self._compiled), self._known)
 
 
 class XgrammarMatcher:
-    """Its last mask tells what is forced."""
+    """Its last mask tells what is forced. `known` masks ids that the last word has beyond the vocabulary."""
 
-    def __init__(self, matcher: "xgrammar.GrammarMatcher", vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: "xgrammar.GrammarMatcher", known: Mask) -> None:
+        self._matcher, self._known = matcher, known
         self._mask: Mask | None = None
 
     def fill_mask(self, mask: Mask) -> None:
         self._matcher.fill_next_token_bitmask(mask.view(np.int32)[None])
-        clear_beyond(mask, self._vocab_size)
+        mask &= self._known
         if not mask.any():
             raise GrammarError("no token may come next")
         self._mask = mask.copy()
@@ -114,7 +116,7 @@ class _Compiler:
             case "choices":
                 return self._compiler.compile_regex("|".join(map(re.escape, json.loads(spec.text))))
             case "structural_tag":
-                return self._compiler.compile_structural_tag(spec.text)
+                return self._compiler.compile_structural_tag(_structural_tag(spec.text))
             case "text" | "calls":
                 raise AssertionError("no library is asked for free text")
 
@@ -125,6 +127,34 @@ class _Compiler:
             separators=(",", ":") if self._compact else None,
             strict_mode=False,
         )
+
+
+def _structural_tag(text: str) -> str:
+    """A structural tag in the library's own form, from that one or from ours."""
+    value = json.loads(text)
+    if "format" in value:
+        for schema in _schemas(value["format"]):
+            check_keywords(schema, _KEYWORDS)
+        return text
+    tags = read_structural_tag(text)
+    for tag in tags:
+        check_keywords(tag.schema, _KEYWORDS)
+    inner = [
+        {"begin": tag.begin, "content": {"type": "json_schema", "json_schema": tag.schema}, "end": tag.end}
+        for tag in tags
+    ]
+    triggers = list(dict.fromkeys(tag.trigger for tag in tags))
+    triggered = {"type": "triggered_tags", "triggers": triggers, "tags": inner}
+    return json.dumps({"type": "structural_tag", "format": triggered})
+
+
+def _schemas(form: Any) -> Iterator[Any]:
+    """The JSON schemas in a structural tag's format."""
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        yield form.get("json_schema")
+        return
+    for each in form.values() if isinstance(form, dict) else form if isinstance(form, list) else ():
+        yield from _schemas(each)
 
 
 def _info(words: Sequence[bytes], eos_ids: Sequence[int]) -> "xgrammar.TokenizerInfo":

@@ -24,14 +24,6 @@ PERSON = json.dumps(
         "additionalProperties": False,
     }
 )
-EBNF = 'root ::= "[" item ("," item)* "]"\nitem ::= "0" | [1-9] [0-9]* | root'
-TAG = json.dumps(
-    {
-        "type": "structural_tag",
-        "structures": [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}],
-        "triggers": ["<f"],
-    }
-)
 UNTRIGGERED = '{"structures": [{"begin": "a", "schema": {}, "end": ""}], "triggers": ["b"]}'
 JSON = GrammarSpec("json_schema", PERSON)
 
@@ -60,23 +52,9 @@ def test_regex() -> None:
     assert all(re.fullmatch(pattern, text) for text in outputs(GrammarSpec("regex", pattern)))
 
 
-def test_ebnf() -> None:
-    assert all(isinstance(json.loads(text), list) for text in outputs(GrammarSpec("ebnf", EBNF), 5))
-
-
 def test_choices() -> None:
     choices = ["red", "green", 'a "quoted" one', "zwölf\n"]
     assert set(outputs(GrammarSpec("choices", json.dumps(choices)), 20)) == set(choices)
-
-
-def test_structural_tag() -> None:
-    matcher = LIBRARY.compile(GrammarSpec("structural_tag", TAG)).matcher()
-    for byte in b"free text < and <f":
-        matcher.accept(byte)
-    assert allowed(matcher, len(BYTES)) == [ord(">")]
-    for byte in b">12</f> and free again":
-        matcher.accept(byte)
-    assert IM_END in allowed(matcher, len(BYTES))
 
 
 def test_outputs_of_one_grammar_do_not_know_of_each_other() -> None:
