@@ -401,7 +401,7 @@ def _row(requests: int, library: str, kind: str, taken: dict[str, list[Outcome]]
 def measure_arrivals(libraries: Sequence[str], config: EngineConfig) -> list[dict[str, object]]:
     """A free stream on a serving engine of each library, met by the first grammar of its life."""
     print(
-        f"\nms between tokens of a stream: {'median':>10}  longest  as a free request comes  as a grammar comes"
+        f"\nms between a stream's tokens {'median':>13}  longest  as a free request comes  as a grammar comes"
     )
     rows: list[dict[str, object]] = []
     for library in libraries:
@@ -414,8 +414,8 @@ def measure_arrivals(libraries: Sequence[str], config: EngineConfig) -> list[dic
 
 
 async def _meet(config: EngineConfig) -> tuple[list[float], float, float]:
-    """Milliseconds between tokens of a stream alone, and the longest while a newcomer has no token yet: a free
-    request, and one with a grammar."""
+    """Milliseconds between tokens of a stream alone, and the longest while a newcomer has no token yet: a
+    free request, and one with a grammar."""
     long = SamplingParams(temperature=0, max_new_tokens=600, ignore_eos=True)
     short = SamplingParams(temperature=0, max_new_tokens=1)
     times: list[float] = []
