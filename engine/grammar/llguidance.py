@@ -116,8 +116,9 @@ def _json(schema: str, compact: bool) -> str:
 
 
 def _choices(text: str) -> str:
+    """One terminal, which has no limit of alternatives; a rule's is 2,000."""
     alternatives = " | ".join(json.dumps(each) for each in json.loads(text))
-    source: str = llguidance.LLMatcher.grammar_from_lark(f"start: {alternatives}")
+    source: str = llguidance.LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {alternatives}")
     return source
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from radixmesh.backends.fake.backend import IM_END, TOKENIZER
 from radixmesh.engine.errors import GrammarError
+from radixmesh.engine.grammar.check import MAX_CHOICES
 from radixmesh.engine.grammar.grammar import GrammarSpec
 from radixmesh.engine.grammar.llguidance import LlguidanceLibrary
 from radixmesh.engine.text.tokenizer import load_tokenizer
@@ -55,6 +56,18 @@ def test_regex() -> None:
 def test_choices() -> None:
     choices = ["red", "green", 'a "quoted" one', "zwölf\n"]
     assert set(outputs(GrammarSpec("choices", json.dumps(choices)), 20)) == set(choices)
+
+
+def test_as_many_choices_as_are_accepted() -> None:
+    choices = [f"number {index}" for index in range(MAX_CHOICES)]
+    assert set(outputs(GrammarSpec("choices", json.dumps(choices)), 5)) <= set(choices)
+
+
+def test_a_choice_that_another_begins_with() -> None:
+    matcher = LIBRARY.compile(GrammarSpec("choices", '["a", "ab", "abc", "b"]')).matcher()
+    for byte, following in ((b"a", {ord("b"), IM_END}), (b"b", {ord("c"), IM_END}), (b"c", {IM_END})):
+        matcher.accept(byte[0])
+        assert set(allowed(matcher, len(BYTES))) == following
 
 
 def test_outputs_of_one_grammar_do_not_know_of_each_other() -> None:
