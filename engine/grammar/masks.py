@@ -26,12 +26,6 @@ def allows(mask: Mask, token_id: int) -> bool:
     return bool(mask[token_id // 32] >> np.uint32(token_id % 32) & np.uint32(1))
 
 
-def clear_beyond(mask: Mask, vocab_size: int) -> None:
-    """Allow none of the ids that the last word has beyond the vocabulary."""
-    if vocab_size % 32:
-        mask[-1] &= np.uint32((1 << vocab_size % 32) - 1)
-
-
 def only_token(mask: Mask) -> list[int]:
     """The one token that a mask allows; empty if it allows several or none."""
     words = np.flatnonzero(mask)
