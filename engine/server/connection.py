@@ -43,6 +43,10 @@ def connection_class(timeout: float, most: int | None = None) -> type[H11Protoco
             taken.discard(self)
             self._stop_waiting()
             super().connection_lost(exc)
+            # uvicorn leaves it running when the client left with an error, and with it everything of the
+            # connection for `timeout_keep_alive`
+            if self.timeout_keep_alive_task is not None:
+                self.timeout_keep_alive_task.cancel()
 
         def send_400_response(self, msg: str) -> None:
             error = sys.exception()
