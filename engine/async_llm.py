@@ -96,6 +96,12 @@ class AsyncLLM:
         await self._client.close(kill=True)
         await self._launch(first=False)
 
+    def kill(self, reason: str) -> None:
+        """End an engine process that hangs; its requests end with EngineDeadError a moment later."""
+        if self.alive and self._client is not None:
+            self._fatal = reason
+            self._client.kill()
+
     async def _launch(self, first: bool) -> None:
         """Start a process; the engine lives from the moment in which it is ready."""
         loop = asyncio.get_running_loop()

@@ -87,6 +87,11 @@ class EngineClient:
         with suppress(zmq.Again):  # nobody is at the other end; on_death tells everyone
             self._outbox.send(self._encoder.encode(message), zmq.NOBLOCK)
 
+    def kill(self) -> None:
+        """End the process as `kill -9` does; `on_death` tells when it is gone."""
+        if self._process is not None:
+            self._process.kill()
+
     def forget_folder(self) -> None:
         """Remove the sockets' names, which nobody needs once both sides are connected."""
         self._remove_folder()

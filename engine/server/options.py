@@ -92,10 +92,14 @@ class ServerOptions:
     )
     drain_timeout: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
     heartbeat_timeout: float = option(
-        30.0, "seconds without a sign of life from the engine after which /health is red"
+        30.0,
+        "seconds without a sign of life from the engine after which /health is red, and with"
+        " restart_engine the engine is killed; longer than any step must be",
     )
     restart_engine: bool = option(
-        False, "start a new engine process when it ends, at most 5 times in ten minutes; else the server ends"
+        False,
+        "start a new engine process when it ends or hangs, at most 5 times in ten minutes; else the server"
+        " ends",
     )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what the server logs")
     otlp_traces_endpoint: str | None = option(

@@ -154,6 +154,22 @@ def test_a_restarted_engine_serves_again(start: Any) -> None:
     assert "Traceback" not in server.text()
 
 
+def test_an_engine_that_hangs_is_killed_and_restarted(start: Any) -> None:
+    server = start(ROOMY, {"restart_engine": True, "heartbeat_timeout": 2})
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        whole = http.post("/generate", json=body(5)).json()["output_ids"]
+        before = server.engine()
+        stream = Stream(server.url)
+        before.suspend()
+        assert stream.last()["error"]["code"] == "engine_dead"
+        assert not before.is_running()
+        assert "heartbeat_timeout" in http.post("/generate", json=body(5)).text
+        until(lambda: http.get("/health").status_code == 200)
+        assert server.engine().pid != before.pid
+        assert http.post("/generate", json=body(5)).json()["output_ids"] == whole
+    assert "gave no sign of life for 2 s" in server.text() and "Traceback" not in server.text()
+
+
 def test_port_in_use_is_told_before_the_model_loads(start: Any, server: Any) -> None:
     port = int(server.url.rsplit(":", 1)[1])
     second = start(options={"port": port}, ready=False)

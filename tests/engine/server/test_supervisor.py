@@ -29,10 +29,10 @@ class Engine:
             raise EngineDeadError("it will not start")
 
 
-def server_of(engine: Engine, *, restart_engine: bool = True) -> Any:
+def server_of(engine: Any, *, restart_engine: bool = True) -> Any:
     counted: list[int] = []
     metrics = SimpleNamespace(count_restart=lambda: counted.append(1), counted=counted)
-    options = SimpleNamespace(restart_engine=restart_engine)
+    options = SimpleNamespace(restart_engine=restart_engine, heartbeat_timeout=3.0)
     return SimpleNamespace(llm=engine, options=options, metrics=metrics, draining=False)
 
 
@@ -71,3 +71,38 @@ def test_without_the_option_the_first_end_is_the_last(pauses: list[float]) -> No
     server = server_of(Engine([True]), restart_engine=False)
     asyncio.run(until_engine_is_gone(server))
     assert server.llm.restarts == 0 and not server.metrics.counted
+
+
+class Silent:
+    """Alive; `ages` are how long ago it gave a sign of life, at each look. Ends with them, or when killed."""
+
+    def __init__(self, ages: list[float]) -> None:
+        self.ages, self.killed = iter([*ages, None]), ""
+        self.heartbeat_age: float | None = 0.0
+
+    @property
+    def alive(self) -> bool:
+        self.heartbeat_age = next(self.ages)
+        return self.heartbeat_age is not None and not self.killed
+
+    def kill(self, reason: str) -> None:
+        self.killed = reason
+
+
+@pytest.mark.parametrize(
+    "ages, restart_engine, killed",
+    [
+        ([each / 4 for each in range(20)], True, True),  # 3 s of silence past what is usual
+        ([each / 4 for each in range(20)], False, False),
+        ([each / 4 for each in range(10)] * 5, True, False),  # steps of 2.5 s
+        ([600.0] * 3 + [0.1] * 9, True, False),  # the server stood still as long as the engine
+    ],
+)
+def test_who_is_silent_for_too_long_is_killed(
+    pauses: list[float], ages: list[float], restart_engine: bool, killed: bool
+) -> None:
+    engine = Silent(ages)
+    server = server_of(engine, restart_engine=restart_engine)
+    asyncio.run(supervisor._until_ended(server))
+    assert bool(engine.killed) == killed
+    assert not killed or engine.killed == "it gave no sign of life for 3 s, by heartbeat_timeout"
