@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,6 +71,35 @@ async def post(url: str, path: str, body: Any) -> tuple[asyncio.StreamReader, as
     writer.write(head.encode() + b"\r\nConnection: close\r\n\r\n" + data)
     await writer.drain()
     return reader, writer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer."""
+
+    status: int
+    headers: dict[str, str]  # names in lower case
+    body: dict[str, Any]
+
+
+async def ask(url: str, path: str, body: Any) -> Answer:
+    """Send a request on a connection of its own and read the answer, which must be one JSON object.
+
+    Not by httpx: its pool holds requests back for seconds before it sends them, once hundreds are open, and
+    those seconds would look like the server's. Raises OSError, ValueError for what is no answer.
+    """
+    reader, writer = await post(url, path, body)
+    try:
+        head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+        first, *fields = head.decode("latin-1").split("\r\n")
+        pairs = (field.split(":", 1) for field in fields)
+        return Answer(
+            int(first.split()[1]), {name.lower(): value.strip() for name, value in pairs}, json.loads(content)
+        )
+    except IndexError:
+        raise ValueError(f"no answer but {head!r}") from None
+    finally:
+        writer.close()
 
 
 async def lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
