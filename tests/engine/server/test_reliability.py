@@ -30,7 +30,7 @@ def test_clients_that_stop_reading() -> None:
 
 
 def test_kill_of_the_engine() -> None:
-    holds(kill.run(kill.Kill(requests=18, kills=1, load_time=0.2)))
+    holds(kill.run(kill.Kill(requests=28, kills=1, load_time=0.2, heartbeat_timeout=3)))
 
 
 def test_soak() -> None:
