@@ -3,12 +3,14 @@
 import asyncio
 import json
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import jsonschema
 
 
 @dataclass(frozen=True)
@@ -50,56 +52,129 @@ class Traffic:
         if kind == "bad":
             answer = await client.post(path, json=data)
             assert 400 <= answer.status_code < 500, answer.text
-            assert answer.json()["error"]["message"]
+            error = answer.json()["error"]
+            assert error if path.startswith("/api/") else error["message"]
             return "refused"
-        stream = rng.random() < 0.5
-        if kind == "aborted":
-            data["rid"] = f"rid-{seed}"
+        data["stream"] = rng.random() < 0.5
+        if kind == "aborted" and path in NAMED:
+            data |= {"rid": f"rid-{seed}", "stream": False}
             task = asyncio.create_task(client.post(path, json=data))
             await asyncio.sleep(rng.random() * self.patience)
             assert (await client.post("/abort_request", json={"rid": data["rid"]})).status_code == 200
             assert (await task).status_code == 200
             return "aborted"
-        if kind == "left":
-            await leave(client.base_url, path, {**data, "stream": stream}, rng.random() * self.patience)
+        if kind != "good":
+            await leave(client.base_url, path, data, rng.random() * self.patience)
             return "left"
-        answer = await client.post(path, json={**data, "stream": stream})
+        answer = await client.post(path, json=data)
         assert answer.status_code == 200, answer.text
-        assert '"error"' not in answer.text
-        assert answer.text.endswith("data: [DONE]\n\n") if stream else answer.json()
+        if data["stream"]:
+            assert STREAM_ENDS.get(path, "data: [DONE]\n\n") in answer.text[-20_000:], answer.text[-500:]
+            assert '"error":{' not in answer.text and '"error":"' not in answer.text
+        else:
+            check_answer(answer.json(), data)
         return "ok"
+
+
+NAMED = ("/v1/completions", "/v1/chat/completions", "/generate")  # whose requests may bring an id
+STREAM_ENDS = {
+    "/v1/messages": "event: message_stop\n",
+    "/v1/responses": "event: response.",
+    "/api/chat": '"done":true',
+}
 
 
 def good(rng: random.Random, most: int) -> tuple[str, dict[str, Any]]:
     """A path and a body that is served, with up to `most` new tokens."""
-    path = rng.choice(["/v1/completions", "/v1/chat/completions", "/generate"])
+    path = rng.choice([*NAMED, *NAMED, *STREAM_ENDS])
     text = "shared beginning of many prompts " * rng.randint(1, 6) + str(rng.random())
     n, tokens = rng.choice([1, 1, 1, 3]), rng.randint(1, most)
-    sampled = {"temperature": rng.choice([0, 1]), "n": n}
+    heat, held = rng.choice([0, 1]), grammar(rng) if rng.random() < 0.3 else {}
+    sampled = {"temperature": heat, "n": n, **held}
     logprobs = rng.random() < 0.3
-    if path == "/generate":
-        sampled["max_new_tokens"] = tokens
-        return path, {"text": text, "sampling_params": sampled, "return_logprob": logprobs}
-    if path == "/v1/completions":
-        several = {"prompt": [text, text[:40]], "stop": ["q", "zz"], "logprobs": 2 if logprobs else None}
-        return path, {**several, "max_tokens": tokens, **sampled}
     messages = [{"role": "user", "content": text}]
-    return path, {"messages": messages, "max_tokens": tokens, **sampled, "logprobs": logprobs}
+    match path:
+        case "/generate":
+            sampled["max_new_tokens"] = tokens
+            return path, {"text": text, "sampling_params": sampled, "return_logprob": logprobs}
+        case "/v1/completions":
+            several = {"prompt": [text, text[:40]], "logprobs": 2 if logprobs else None}
+            if not held:  # of which a stop string would leave a part
+                several["stop"] = ["q", "zz"]
+            return path, {**several, "max_tokens": tokens, **sampled}
+        case "/v1/chat/completions":
+            return path, {"messages": messages, "max_tokens": tokens, **sampled, "logprobs": logprobs}
+    schema = held.get("json_schema")
+    if path == "/v1/messages":
+        given = {"output_config": {"format": {"type": "json_schema", "schema": schema}}} if schema else {}
+        return path, {"messages": messages, "max_tokens": tokens, "temperature": heat, **given}
+    if path == "/api/chat":
+        options = {"temperature": heat, "num_predict": tokens}
+        return path, {"messages": messages, "options": options, "format": schema or "", "logprobs": logprobs}
+    given = {"format": {"type": "json_schema", "name": "it", "schema": schema}} if schema else {}
+    body = {"input": text, "max_output_tokens": tokens, "temperature": heat, "store": rng.random() < 0.5}
+    return path, body | ({"text": given} if given else {})
+
+
+def grammar(rng: random.Random) -> dict[str, Any]:
+    """A field that holds an output to a grammar: one of many hundred, more than are kept compiled."""
+    number = rng.randrange(400)
+    item = {"type": "string", "maxLength": rng.randint(1, 20)}
+    properties = {
+        "name": item,
+        "kind": {"enum": ["a", "b", number]},
+        "list": {"type": "array", "items": {"type": "integer"}, "maxItems": 4},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["name", "kind"]}
+    return rng.choice(
+        [
+            {"json_schema": {**schema, "additionalProperties": False}},
+            {"regex": rf"(item {number}|[a-f ]{{1,30}})(-\d{{2,9}})*"},
+            {"choices": [f"the number {number}", "nothing", "n"]},
+        ]
+    )
+
+
+def check_answer(answer: Any, data: dict[str, Any]) -> None:
+    """Every output of a whole answer to `data`, of a route whose requests have ids, must match the grammar
+    that let it end."""
+    given = data.get("sampling_params", data)
+    if not any(name in answer for name in ("choices", "meta_info")) and not isinstance(answer, list):
+        return
+    for each in answer if isinstance(answer, list) else answer.get("choices", [answer]):
+        finish = each["meta_info"]["finish_reason"]["type"] if "meta_info" in each else each["finish_reason"]
+        if finish != "stop":
+            continue
+        text = each["message"]["content"] if "message" in each else each["text"]
+        if "json_schema" in given:
+            jsonschema.validate(json.loads(text), given["json_schema"])
+        elif "regex" in given:
+            assert re.fullmatch(given["regex"], text), (text, given["regex"])
+        elif "choices" in given:
+            assert text in given["choices"], (text, given["choices"])
 
 
 def bad(rng: random.Random, most: int) -> tuple[str, dict[str, Any]]:
     """A path and a body that is refused."""
     path, data = good(rng, most)
-    return path, data | rng.choice(
-        [
-            {"model": "another"} if path != "/generate" else {"text": 5},
-            {"frobnicate": 1},
-            {"stream": "yes"},
+    changes: list[dict[str, Any]] = [{"frobnicate": 1}, {"stream": "yes"}]
+    if path == "/generate":
+        changes += [
+            {"text": 5},
             {"rid": ""},
-            {"input_ids": [999_999], "text": None} if path == "/generate" else {"temperature": -1},
-            {"text": "x " * 30_000} if path == "/generate" else {"stop": [""]},
+            {"sampling_params": {"regex": "("}},
+            {"input_ids": [999_999], "text": None},
+            {"text": "x " * 30_000},
         ]
-    )
+    else:
+        changes.append({"model": "another"})
+    if path in ("/v1/completions", "/v1/chat/completions"):
+        changes += [{"rid": ""}, {"regex": "("}, {"stop": [""]}]
+    if path.startswith("/v1"):
+        changes.append({"temperature": -1})
+    if "messages" in data:
+        changes.append({"messages": [{"role": "user", "content": "x " * 30_000}]})
+    return path, data | rng.choice(changes)
 
 
 async def leave(url: httpx.URL, path: str, data: dict[str, Any], seconds: float) -> None:

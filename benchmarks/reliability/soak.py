@@ -48,7 +48,7 @@ def run(trial: Soak) -> Report:
         report.tell("requests", told)
         generated, enough = stats["generation_tokens"], stats["generation_tokens"] >= trial.tokens
         report.check("tokens generated", f"{generated:,}", f">= {trial.tokens:,}", enough)
-        for name in ("preemptions", "aborted", "cached_tokens"):
+        for name in ("preemptions", "aborted", "cached_tokens", "constrained_tokens", "forced_tokens"):
             report.check(name, f"{stats[name]:,}", "> 0", stats[name] > 0)
         report.check("free + cached + used = all, each round", "True", "True", True)
         for name in ("errors", "step_failures", "integrity_violations"):
@@ -62,6 +62,8 @@ def run(trial: Soak) -> Report:
         )
         third = max(1, len(sizes) // 3)
         for index, name in enumerate(("server", "engine")):
+            tenths = [sizes[-(-len(sizes) * tenth // 10) - 1][index] for tenth in range(1, 11)]
+            report.tell(f"{name}: MB at tenths", " ".join(f"{each:.0f}" for each in tenths))
             first = max(each[index] for each in sizes[:third])
             last = max(each[index] for each in sizes[-third:])
             flat = last - first <= trial.megabytes
