@@ -111,9 +111,8 @@ def good(rng: random.Random, most: int) -> tuple[str, dict[str, Any]]:
     if path == "/api/chat":
         options = {"temperature": heat, "num_predict": tokens}
         return path, {"messages": messages, "options": options, "format": schema or "", "logprobs": logprobs}
-    given = {"format": {"type": "json_schema", "name": "it", "schema": schema}} if schema else {}
-    body = {"input": text, "max_output_tokens": tokens, "temperature": heat, "store": rng.random() < 0.5}
-    return path, body | ({"text": given} if given else {})
+    store = rng.random() < 0.5
+    return path, {"input": text, "max_output_tokens": tokens, "temperature": heat, "store": store}
 
 
 def grammar(rng: random.Random) -> dict[str, Any]:
