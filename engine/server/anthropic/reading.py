@@ -98,6 +98,11 @@ def _messages(server: Server, body: CountTokensBody) -> list[dict[str, Any]]:
 def _read_turn(item: object, path: str) -> tuple[str, list[tuple[str, Body]]]:
     """The role, and each content block with its path."""
     turn = parse(Turn, item, path)
+    if not turn.content and not isinstance(turn.content, str) and turn.role != "assistant":
+        raise RequestError(
+            f"{path}.content is empty; accepted is a text, or a list of at least one content block",
+            f"{path}.content",
+        )
     return turn.role, _read_blocks(turn.content, f"{path}.content", _BLOCKS[turn.role])
 
 

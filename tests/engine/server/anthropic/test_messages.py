@@ -292,6 +292,8 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
 @pytest.mark.parametrize(
     ("body", "field"),
     [
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [*HI, {"role": "system", "content": []}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, 'messages[0].content[0].type is "image"'),
         ({"messages": [{"role": "user", "content": [RESULT]}]}, "messages[0].content[0].tool_use_id"),
         ({"messages": [{"role": "user", "content": [{"type": "thinking"}]}]}, "messages[0].content[0].type"),
