@@ -17,6 +17,7 @@ MAX_STOP_TOKEN_IDS = 16  # with the bias entries, these bound the sampler's scat
 MAX_TOP_LOGPROBS = 20
 MAX_LOGPROB_TOKEN_IDS = 64  # of one request: each is looked up in every wanted position's logits
 MAX_N = 128
+MAX_INT = 2**63 - 1  # of what has no other bound: what can be sent to the engine's process
 
 
 class RequestStatus(IntEnum):
@@ -159,14 +160,15 @@ class SamplingParams:
 
 
 def _check_int(name: str, value: object, low: int | None, high: int | None, hint: str | None = None) -> None:
+    most = MAX_INT if high is None else high
     good = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if good and (low is None or value >= low) and (high is None or value <= high):  # type: ignore[operator]
+    if good and (low is None or value >= low) and value <= most:  # type: ignore[operator]
         return
     if hint is None:
         bounds = [f"at least {low}"] if low is not None else []
-        bounds += [f"at most {high}"] if high is not None else []
+        bounds += [f"at most {most}"] if high is not None or good else []
         hint = "an integer of " + " and ".join(bounds)
-    raise RequestError(f"{name} is {value!r}; accepted is {hint}", name)
+    raise RequestError(f"{name} is {value!r:.80}; accepted is {hint}", name)
 
 
 def _check_ids(name: str, ids: tuple[int, ...], most: int) -> None:

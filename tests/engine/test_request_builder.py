@@ -125,3 +125,12 @@ def test_without_a_tokenizer() -> None:
 def test_default_params() -> None:
     info = ModelInfo("m", "p", 10, 10, frozenset(), {"temperature": 0.6, "top_k": 20})
     assert SamplingParams(**default_params(info)) == SamplingParams(temperature=0.6, top_k=20)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "min_new_tokens", "top_k"])
+def test_integers_that_no_message_can_carry_are_refused(name: str) -> None:
+    for value, shown in ((2**63, "9223372036854775808; "), (10**400, "0; ")):
+        with pytest.raises(RequestError, match=f"{name} is 1?9?0*") as caught:
+            SamplingParams(**{"max_new_tokens": None, name: value})
+        assert shown in str(caught.value) and len(str(caught.value)) < 250
+    assert getattr(SamplingParams(**{"max_new_tokens": None, name: 2**63 - 1}), name) == 2**63 - 1

@@ -239,6 +239,7 @@ def test_an_answer_goes_on() -> None:
         ("/api/chat", {"options": {"temperature": -1}}, "options.temperature is -1"),
         ("/api/chat", {"options": {"num_predict": 0}}, "options.num_predict is 0"),
         ("/api/chat", {"options": {"num_predict": -3}}, "options.num_predict is -3"),
+        ("/api/chat", {"options": {"num_predict": 10**30}}, "options.num_predict is 1000"),
         ("/api/chat", {"options": {"repeat_penalty": 9}}, "options.repeat_penalty is 9"),
         ("/api/chat", {"options": {"repeat_last_n": 64}}, "options.repeat_last_n is 64"),
         ("/api/chat", {"options": {"mirostat": 1}}, "options.mirostat is 1"),
