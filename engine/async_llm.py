@@ -160,7 +160,6 @@ class AsyncLLM:
         extra_key: str,
     ) -> None:
         """Check the request and send it, unless it was aborted meanwhile."""
-
         build = partial(
             self._builder.build, prompt, params, request_id=name, priority=priority, extra_key=extra_key
         )
@@ -186,11 +185,9 @@ class AsyncLLM:
 
     async def abort(self, request_id: str | None) -> int:
         """End a request, or with None all; their streams end with FinishReason.ABORT. Returns how many."""
-        if request_id is None:
-            streams = list(self._streams.values())
-        else:
-            streams = [self._streams[request_id]] if request_id in self._streams else []
-        streams = [stream for stream in streams if not stream.finished]
+        ids = list(self._streams) if request_id is None else [request_id]
+        found = [self._streams[each] for each in ids if each in self._streams]
+        streams = [stream for stream in found if not stream.finished]
         for stream in streams:
             stream.abort()
             self._drop(stream)
