@@ -16,7 +16,7 @@ from .served import info, megabytes, served
 class Soak:
     """Rounds of a thousand requests until so many tokens were generated; `seconds` end it in any case."""
 
-    tokens: int = 3_000_000  # a million take less long than uvicorn remembers closed connections, 75 s
+    tokens: int = 3_000_000  # a third of which fills the tokenizer's memory of 10,000 words
     round: int = 1000  # requests
     most: int = 150  # new tokens of a sequence
     pool: int = 2048  # tokens
