@@ -129,8 +129,9 @@ def test_default_params() -> None:
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "min_new_tokens", "top_k"])
 def test_integers_that_no_message_can_carry_are_refused(name: str) -> None:
+    given: dict[str, Any] = {"max_new_tokens": None}
     for value, shown in ((2**63, "9223372036854775808; "), (10**400, "0; ")):
         with pytest.raises(RequestError, match=f"{name} is 1?9?0*") as caught:
-            SamplingParams(**{"max_new_tokens": None, name: value})
+            SamplingParams(**given | {name: value})
         assert shown in str(caught.value) and len(str(caught.value)) < 250
-    assert getattr(SamplingParams(**{"max_new_tokens": None, name: 2**63 - 1}), name) == 2**63 - 1
+    assert getattr(SamplingParams(**given | {name: 2**63 - 1}), name) == 2**63 - 1
