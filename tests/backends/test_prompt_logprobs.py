@@ -12,7 +12,7 @@ from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.engine import Engine
 from radixmesh.engine.outputs import TokenOutput
 from radixmesh.engine.request import Request, SamplingParams, TokenLogprobs
-from radixmesh.engine.startup import start_engine
+from radixmesh.engine.startup import describe, start_engine
 from tests.oracle import oracle_logits
 from tests.tiny_models import save_tiny_model
 
@@ -96,7 +96,8 @@ def test_tiny_models(backend: Any, name: str, options: dict[str, Any], tmp_path:
     expected: list[int] = []
     for _ in range(8):
         expected.append(int(logprobs_after(model, [*plain, *expected])[-1].argmax()))
-    engine = start_engine(config, backend_for(config))
+    backend = backend_for(config)
+    engine = start_engine(config, backend, describe(config, backend))
     try:
         for turn in ("cold", "warm"):
             served = Turn(engine)
