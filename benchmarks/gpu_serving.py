@@ -9,6 +9,7 @@
     mixed     1,000 requests, in uniform 32..1023, out uniform 16..511
     prefix    512 requests: 32 prefixes of 2,048 tokens x 16 suffixes of 64, 64 out, shuffled; cache on, off
     idle      share of a steady decode run at 64 rows in which no kernel runs, and which kernels take the time
+    ranks     decode with one GPU and with --ranks of them, and how many times as fast; not among the defaults
     floor     decode step of transformers' `generate` with a static batch of 32 rows
 
 Weights are drawn at random, decoding is greedy and ignores the end-of-text token, prompts are token ids.
@@ -71,7 +72,9 @@ class Bench:
     def start(self, **options: Any) -> None:
         """Load the model. Its `start_seconds` count from here."""
         began = time.perf_counter()
-        self.llm = LLM(self._folder.name, **self._options | options)
+        options = self._options | options
+        self.llm = LLM(self._folder.name, **options)
+        self.tp_size = options.get("tp_size", 1)
         self.start_seconds = time.perf_counter() - began
 
     def ids(self, count: int) -> list[int]:
@@ -160,6 +163,21 @@ def decode(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
         step = (times[NEW] - times[1]) / (NEW - 1)
         least = bench.weight_bytes + rows * CONTEXT * bench.kv_bytes
         yield {"rows": rows, "step_ms": step * 1e3} | _share(bench, "copy_tb_s", least / step)
+
+
+def ranks(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
+    """Both in this process, one after the other."""
+    steps: dict[int, list[float]] = {}
+    for size in (1, arguments.ranks):
+        if bench.tp_size != size:
+            bench.llm.close()
+            bench.start(tp_size=size)
+        steps[size] = []
+        for row in decode(bench, arguments):
+            steps[size].append(row["step_ms"])
+            yield {"tp_size": size} | row
+    for rows, one, several in zip(arguments.rows, *steps.values(), strict=True):
+        yield {"rows": rows, "tp_size": arguments.ranks, "times_as_fast": one / several}
 
 
 def prefill(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
@@ -257,16 +275,19 @@ def floor(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
 
 
 PARTS: dict[str, Callable[[Bench, argparse.Namespace], Iterator[Figures]]] = {
-    "decode": decode, "prefill": prefill, "batch": batch, "mixed": mixed, "idle": idle, "prefix": prefix,
-    "floor": floor,
+    "decode": decode, "ranks": ranks, "prefill": prefill, "batch": batch, "mixed": mixed, "idle": idle,
+    "prefix": prefix, "floor": floor,
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="llama-3.1-8b")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=[each for each in PARTS if each != "ranks"]
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32, 128, 256])
+    parser.add_argument("--ranks", type=int, default=2, help="GPUs of the part ranks")
     parser.add_argument("--requests", type=int, default=1000, help="of the parts batch and mixed")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the engine")
     parser.add_argument("--trace", help="keep the trace of the part idle in this file")

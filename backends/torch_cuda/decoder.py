@@ -17,6 +17,7 @@ from ..models.spec import LayerSpec, ModelSpec, RopeSpec
 from .forward_batch import ForwardBatch
 from .loader import Weights
 from .operations import Operations
+from .rank_sums import RankSums
 from .ranks import Ranks
 
 Layer = Mapping[str, Tensor]  # one layer's weights by name
@@ -26,10 +27,13 @@ class Decoder:
     """Token ids to hidden states to logits. T is the flat token axis of a ragged batch."""
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, context_length: int, operations: Operations, ranks: Ranks
-    ) -> None:
-        """`spec` is the whole model's; `weights` are what this rank has of it."""
+        self, spec: ModelSpec, weights: Weights, context_length: int, operations: Operations, ranks: Ranks,
+        sums: RankSums | None = None,
+    ) -> None:  # fmt: skip
+        """`spec` is the whole model's; `weights` are what this rank has of it. Without `sums` the process
+        group adds up what the ranks' products yield."""
         self._ranks, self._vocab_size = ranks, spec.vocab_size
+        self._sums = sums or RankSums(ranks)
         spec = ranks.held(spec)
         self._spec = spec
         self._weights = weights
@@ -73,11 +77,11 @@ class Decoder:
         """The residual and, added to it, the product of x [T, ...] with a sublayer's last matrix."""
         operations, matrix, bias = self._operations, weights[last], weights.get(f"{last}_bias")
         if self._spec.norm_placement == "sandwich":
-            y = self._ranks.sum(operations.linear(x, matrix, bias))
+            y = self._sums.add(operations.linear(x, matrix, bias))
             return operations.rms_norm(y, *self._norm(weights[f"post_{sublayer}_norm"]), onto=residual)
-        if self._ranks.rank == 0:  # one of them brings the residual into the sum
-            return self._ranks.sum(operations.linear(x, matrix, bias, onto=residual))
-        return self._ranks.sum(operations.linear(x, matrix, bias))
+        if self._ranks.size == 1:
+            return operations.linear(x, matrix, bias, onto=residual)
+        return self._sums.add(operations.linear(x, matrix, bias), residual)
 
     def _attention(
         self, layer: LayerSpec, weights: Layer, residual: Tensor, batch: ForwardBatch, kv_pages: Tensor,

@@ -1,4 +1,4 @@
-"""The ranks of tensor parallelism, one process each: who holds what, and how they add it up."""
+"""The ranks of tensor parallelism, one process each: who holds what, and what they tell each other."""
 
 from dataclasses import dataclass, replace
 
@@ -44,12 +44,6 @@ class Ranks:
     def adds(self, param: ParamSpec) -> bool:
         """Whether this rank has the parameter at all: a bias is added once, not by every rank."""
         return self.rank == 0 or param.name not in _SUMMED_BIASES
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' x, where x lies."""
-        if self.size > 1:
-            dist.all_reduce(x)
-        return x
 
     def own_rows(self, embed: Tensor) -> Tensor:
         """The rows of a tied embedding [vocab, embed] whose logits this rank computes."""

@@ -21,6 +21,7 @@ from .graphs import DecodeGraphs
 from .loader import Weights
 from .operations import operations_for
 from .pages import GIB, capacity_of, choose_pool, empty_state, free_memory
+from .rank_sums import start_sums
 from .ranks import Ranks
 from .sampler import Masks, Sampled
 from .step import Step
@@ -62,14 +63,15 @@ class TorchRunner:
     ) -> None:  # fmt: skip
         ranks = ranks or Ranks()
         held = ranks.held(spec)
+        sums, told = start_sums(ranks, getattr(torch, config.dtype), device)
         pool = choose_pool(config, info, held, weights.num_bytes, device, ranks)
-        self.choices: tuple[Choice, ...] = (*choices, pool)
+        self.choices: tuple[Choice, ...] = (*choices, pool, *told)
         self.capacity = capacity_of(config, int(str(pool.value)))
         self._device, self._quiet = device, ranks.rank > 0
         self._context_length = info.context_length
         self._pooling = config.embedding_pooling
         operations = operations_for(device, config.strict_kernels)
-        decoder = Decoder(spec, weights, info.context_length, operations, ranks)
+        decoder = Decoder(spec, weights, info.context_length, operations, ranks, sums)
         state = empty_state(held, getattr(torch, config.kv_cache_dtype), self.capacity, device)
         self._step: Step | None = Step(decoder, state, operations)
         self._graphs: DecodeGraphs | None = None

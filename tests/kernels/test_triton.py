@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "operation, at_least",
-    [("attention", 50), ("rope", 18), ("norms or gates", 18), ("greedy or draws or rows_are", 34)],
+    [
+        ("attention", 50),
+        ("rope", 18),
+        ("norms or gates", 18),
+        ("sums", 13),
+        ("greedy or draws or rows_are", 34),
+    ],
 )
 def test_interpreted_kernels_equal_the_references(operation: str, at_least: int) -> None:
     """In a process of its own: whether Triton interprets or compiles is settled when it is imported."""

@@ -3,12 +3,17 @@
 On a machine with a GPU, `python -m pytest tests/kernels/triton_cases.py` runs the same on the device.
 """
 
+import time
+
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 import triton
 
+from radixmesh.kernels.all_reduce import reference as sum_reference
+from radixmesh.kernels.all_reduce import triton as sums
+from radixmesh.kernels.all_reduce.inbox import BLOCK, Inbox, bits_of, empty_inbox, inbox_shape
 from radixmesh.kernels.gated_activation import reference as gate_reference
 from radixmesh.kernels.gated_activation import triton as gate
 from radixmesh.kernels.linear import reference as linear_reference
@@ -244,6 +249,87 @@ def test_gates(kind, shape):
     np.testing.assert_allclose(
         wide(gate.gated_activation(on_device(given), kind)), want, atol=1e-5, rtol=1e-5
     )
+
+
+# Sums over ranks
+
+
+def inboxes(ranks, capacity, dtype):
+    """One of each rank, all in this process's memory."""
+    shape, kind = inbox_shape(ranks, capacity), bits_of(getattr(torch, dtype))
+    slots = [torch.empty(shape, dtype=kind, device=DEVICE) for _ in range(ranks)]
+    addresses = [each.data_ptr() for each in slots]
+    return [empty_inbox(rank, slots[rank], addresses) for rank in range(ranks)]
+
+
+def bits(tensor):
+    return tensor.view(bits_of(tensor.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("ranks, rank", [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize("added", [False, True])
+def test_sums_of_one_rank(dtype, ranks, rank, added):
+    """The others' shares are laid into its inbox by hand, in three slots that take turns; what it sends is
+    read out of theirs, which nobody empties here."""
+    every, kind = inboxes(ranks, 5000, dtype), getattr(torch, dtype)
+    capacity = every[rank].capacity
+    assert capacity == 4 * BLOCK
+    for call, size in enumerate([capacity, 700, 3 * BLOCK, 3 * BLOCK + 8, 64, capacity, capacity]):
+        shares = [on_device(draw(1, size).round(1), kind) for _ in range(ranks)]
+        for share in shares:
+            share[0, ::7] = -0.0
+        residual = on_device(draw(1, size), kind)
+        turns = every[rank].turns.tolist()
+        for block in range(-(-size // BLOCK)):
+            part = slice(block * BLOCK, min((block + 1) * BLOCK, size))
+            for other in set(range(ranks)) - {rank}:
+                sent = shares[other][0, part] + 0.0  # a rank that sums sends no negative zeros
+                every[rank].slots[turns[block], other, part] = bits(sent)
+        got = sums.all_reduce_add(shares[rank], residual if added else None, every[rank])
+        want = sum_reference.all_reduce_add(
+            [each.cpu().numpy() for each in shares], residual.cpu().numpy() if added else None
+        )
+        np.testing.assert_array_equal(got.cpu().numpy(), want, err_msg=f"call {call}")
+        for block in range(-(-size // BLOCK)):
+            turn, part = turns[block], slice(block * BLOCK, min((block + 1) * BLOCK, size))
+            assert every[rank].turns[block] == (turn + 1) % 3
+            for other in set(range(ranks)) - {rank}:
+                torch.testing.assert_close(
+                    every[other].slots[turn, rank, part], bits(shares[rank][0, part] + 0.0)
+                )
+                spent = every[rank].slots[turn - 1, other, block * BLOCK : (block + 1) * BLOCK]
+                assert (spent == torch.iinfo(spent.dtype).min).all()
+
+
+@pytest.mark.skipif(
+    not triton.knobs.runtime.interpret, reason="of two GPUs; benchmarks/gpu_all_reduce.py checks that"
+)
+def test_sums_of_two_processes_that_run_at_once():
+    """Each stores into the other's memory while that waits; every call has another size."""
+    shape = inbox_shape(2, 2 * BLOCK)
+    slots = [torch.empty(shape, dtype=torch.int32).share_memory_() for _ in range(2)]
+    for each in slots:
+        empty_inbox(0, each, [0, 0])
+    context = torch.multiprocessing.spawn(_sum_often, (slots,), nprocs=2, join=False)
+    deadline = time.monotonic() + 120
+    try:
+        while not context.join(timeout=1):  # raises what a rank raised
+            assert time.monotonic() < deadline, "a rank waits for what never comes"
+    finally:
+        for process in context.processes:
+            process.kill()
+
+
+def _sum_often(rank, slots):
+    addresses = torch.tensor([each.data_ptr() for each in slots])
+    inbox = Inbox(rank, slots[rank], addresses, torch.zeros(2, dtype=torch.int32))
+    rng, late = np.random.default_rng(1), np.random.default_rng(rank)
+    for _ in range(60):
+        shares = rng.standard_normal((2, 1, rng.integers(1, 2 * BLOCK))).astype(np.float32)
+        time.sleep(late.random() / 100)
+        got = sums.all_reduce_add(torch.from_numpy(shares[rank]), None, inbox)
+        np.testing.assert_array_equal(got.numpy(), sum_reference.all_reduce_add(shares))
 
 
 # Sampling
