@@ -48,7 +48,7 @@ def start_sums(ranks: Ranks, dtype: torch.dtype, device: torch.device) -> tuple[
             inbox = open_inbox(ranks, _SENT // (ranks.size - 1) // dtype.itemsize, dtype, device)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-        if not ranks.least(inbox is not None, device):
+        if not ranks.least(int(inbox is not None), device):
             inbox, reason = None, reason or "another rank could not map its memory"
     if inbox is None:
         return RankSums(ranks), (Choice("all_reduce", "process group", reason),)

@@ -329,7 +329,7 @@ def _sum_often(rank, slots):
         shares = rng.standard_normal((2, 1, rng.integers(1, 2 * BLOCK))).astype(np.float32)
         time.sleep(late.random() / 100)
         got = sums.all_reduce_add(torch.from_numpy(shares[rank]), None, inbox)
-        np.testing.assert_array_equal(got.numpy(), sum_reference.all_reduce_add(shares))
+        np.testing.assert_array_equal(got.numpy(), sum_reference.all_reduce_add([*shares]))
 
 
 # Sampling
