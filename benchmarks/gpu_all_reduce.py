@@ -35,7 +35,7 @@ from radixmesh.kernels.all_reduce.triton import all_reduce_add
 
 EMBED, LARGEST = 4096, 4096  # columns; rows
 CHECKED = (1, 2, 7, 8, 32, 33, 100, 128, 256)  # rows
-BLOCKS = (256, 512, 2048)  # elements a program, beside the product's
+BLOCKS = (512, 1024)  # elements a program, beside the product's
 TIMED = (1, 8, 32, 128, 256, 512, 1024, 4096)
 Sum = Callable[[Tensor, Tensor], Tensor]  # (share, residual) to residual + sum
 
@@ -46,9 +46,9 @@ def ways(ranks: Ranks, dtype: torch.dtype, device: torch.device) -> dict[str, Su
     import torch.distributed._symmetric_memory as symmetric
 
     group = dist.group.WORLD.group_name
-    inboxes = {"ours": open_inbox(ranks, LARGEST * EMBED, dtype, device)}
+    inboxes = {"ours": open_inbox(ranks, 1024 * EMBED, dtype, device)}
     for block in BLOCKS if dtype == torch.bfloat16 else ():
-        inboxes[f"ours, {block}"] = open_inbox(ranks, LARGEST * EMBED, dtype, device, block)
+        inboxes[f"ours, {block}"] = open_inbox(ranks, 1024 * EMBED, dtype, device, block)
     buffer = symmetric.empty(LARGEST * EMBED, dtype=dtype, device=device)
     symmetric.rendezvous(buffer, dist.group.WORLD)
 

@@ -27,6 +27,8 @@ from triton.runtime.jit import JITFunction
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from radixmesh.kernels.all_reduce import triton as all_reduce  # noqa: E402
+from radixmesh.kernels.all_reduce.inbox import bits_of, empty_inbox, inbox_shape  # noqa: E402
 from radixmesh.kernels.gated_activation.triton import gated_activation  # noqa: E402
 from radixmesh.kernels.linear import triton as linear  # noqa: E402
 from radixmesh.kernels.linear.torch_ref import Norm  # noqa: E402
@@ -49,7 +51,7 @@ TARGETS = {
 CORES = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx90a": 104, "gfx942": 304, "gfx950": 256}
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32",
-    torch.float8_e4m3fn: "*fp8e4nv", torch.int8: "*i8",
+    torch.int16: "*i16", torch.int64: "*i64", torch.float8_e4m3fn: "*fp8e4nv", torch.int8: "*i8",
 }  # fmt: skip
 
 
@@ -82,15 +84,15 @@ def launches(architecture: str) -> list[Launch]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(JITFunction, "run", record))
-        for module in (attention, linear, rms_norm, rope):
+        for module in (all_reduce, attention, linear, rms_norm, rope):
             stack.enter_context(patch.object(module, "target_of", lambda device: target))
-        for case, call in _cases(target.converts_float8):  # noqa: B007 (`record` reads case)
+        for case, call in _cases(target):  # noqa: B007 (`record` reads case)
             call()
     return found
 
 
-def _cases(float8: bool) -> Iterator[tuple[str, Any]]:
-    bf16 = torch.bfloat16
+def _cases(target: Target) -> Iterator[tuple[str, Any]]:
+    bf16, float8 = torch.bfloat16, target.converts_float8
 
     def attend(head_dim: int, pool: torch.dtype, page_size: int, decode: bool) -> None:
         q = torch.empty(64, 32, head_dim, dtype=bf16)
@@ -129,6 +131,9 @@ def _cases(float8: bool) -> Iterator[tuple[str, Any]]:
     yield "last product of 16 rows", lambda: linear.linear(wide, down, onto=few)
     yield "gate, silu", lambda: gated_activation(torch.empty(64, 28672, dtype=bf16), "silu")
     yield "gate, gelu", lambda: gated_activation(torch.empty(64, 28672, dtype=bf16), "gelu_tanh")
+    if not target.is_amd:
+        inbox = empty_inbox(0, torch.empty(inbox_shape(2, 64 * 4096), dtype=bits_of(bf16)), [0, 0])
+        yield "sum over 2 ranks and addition", lambda: all_reduce.all_reduce_add(x, x, inbox)
     numbers, words = torch.empty(64), torch.zeros(64, dtype=torch.int32)
     logits = torch.empty(64, 128256)
     yield "sampling", lambda: choose_tokens(logits, numbers, words, numbers, numbers, words, words)
@@ -181,7 +186,8 @@ def page(needs: dict[str, dict[str, Need]]) -> str:
         "",
         f"Written by `scripts/gpu_matrix.py` with Triton {triton.__version__}, which compiles without a GPU."
         " Each cell: registers a thread (AMD: vector registers), bytes a thread spills, KiB of shared memory"
-        " a program. A dash: not compiled there, because Triton cannot convert float8 on that GPU.",
+        " a program. A dash: not compiled there, because Triton cannot convert float8 on that GPU, or because"
+        " RCCL sums on AMD's.",
         "",
         "| kernel | " + " | ".join(TARGETS) + " |",
         "|---" * (len(TARGETS) + 1) + "|",

@@ -1,6 +1,7 @@
-"""What the ranks' projections yield, added up: small tensors by the kernel that stores into the other GPUs'
-memory, all else by the process group (NCCL, gloo)."""
+"""What the ranks' products yield, added up: by the kernel that stores into the other GPUs' memory where that
+is possible and best, else by the process group (NCCL, gloo)."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from ...kernels.all_reduce.inbox import BLOCK, Inbox, bits_of, empty_inbox, inbo
 from ...kernels.all_reduce.torch_ref import all_reduce_add
 from .ranks import Ranks
 
-_SENT = 2 << 20  # bytes that a rank sends in one shot; of more, each rank had better add up a part
+_SENT = 8 << 20  # bytes that a rank sends in one launch
 
 
 class RankSums:
@@ -23,7 +24,7 @@ class RankSums:
     def __init__(self, ranks: Ranks, inbox: Inbox | None = None) -> None:
         """Without an inbox every sum is the process group's."""
         self._alone = ranks.size == 1
-        self._small = 0 if inbox is None else inbox.capacity  # elements
+        self._small = 0 if inbox is None else _largest(ranks, inbox)  # elements
         self._one_shot: Callable[[Tensor, Tensor | None], Tensor] = all_reduce_add
         if inbox is not None:
             from ...kernels.all_reduce.triton import all_reduce_add as one_shot
@@ -52,8 +53,15 @@ def start_sums(ranks: Ranks, dtype: torch.dtype, device: torch.device) -> tuple[
             inbox, reason = None, reason or "another rank could not map its memory"
     if inbox is None:
         return RankSums(ranks), (Choice("all_reduce", "process group", reason),)
-    small = f"one shot up to {inbox.capacity * dtype.itemsize >> 10} KiB"
-    return RankSums(ranks, inbox), (Choice("all_reduce", small, "the GPUs reach each other's memory"),)
+    size = _largest(ranks, inbox) * dtype.itemsize
+    value = "one shot" if ranks.size == 2 else f"one shot up to {size >> 10} KiB, then process group"
+    return RankSums(ranks, inbox), (Choice("all_reduce", value, "the GPUs reach each other's memory"),)
+
+
+def _largest(ranks: Ranks, inbox: Inbox) -> int:
+    """Elements that are best summed in one shot: of two ranks no way sends less; more ranks had better divide
+    the work if there is much."""
+    return sys.maxsize if ranks.size == 2 else inbox.capacity
 
 
 def _why_not(ranks: Ranks, device: torch.device) -> str:

@@ -4,6 +4,7 @@ Every rank runs every step. The host's plan goes to the others through a socket;
 joined on the devices, so that each samples the same tokens and only rank 0's are read.
 """
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -75,9 +76,13 @@ class RankedRunner:
         whole = all(each.process.poll() is None for each in self._others)
         for each in self._others:
             each.close()
+        # a sum may wait for ever for who is gone; to free memory that the ranks share waits for the device
         if hasattr(self, "_own"):
-            self._own.close()
-        if dist.is_initialized() and whole:  # else a collective may wait for who is gone
+            if whole:
+                self._own.close()
+            else:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._own))
+        if dist.is_initialized() and whole:
             dist.destroy_process_group()
         self._folder.cleanup()
 

@@ -11,6 +11,7 @@ from ..models.params import ParamSpec
 from ..models.partition import partition
 from ..models.spec import ModelSpec
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # up to torch 2.12
 _SUMMED_BIASES = ("o_bias", "down_bias")  # added to what is then summed over ranks
 
 
@@ -54,10 +55,13 @@ class Ranks:
         if self.size == 1:
             return logits
         columns = -(-vocab // self.size)
-        own = F.pad(logits, (0, columns - logits.shape[1]))
-        every = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(every, own)
-        return torch.cat(every, dim=1)[:, :vocab]
+        if lacking := columns - logits.shape[1]:  # F.pad would copy even if there is none
+            logits = F.pad(logits, (0, lacking))
+        rows = len(logits)
+        every = logits.new_empty(self.size * rows, columns)
+        _all_gather(every, logits)
+        whole = every.view(self.size, rows, columns).transpose(0, 1).reshape(rows, self.size * columns)
+        return whole[:, :vocab]
 
     def least(self, value: int, device: torch.device) -> int:
         """The smallest of all ranks' values."""

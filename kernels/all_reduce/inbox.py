@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SLOTS = 3  # in turn: one is being filled, one is being read, one is being emptied
-BLOCK = 1024  # elements that one program sends and receives; capacities are multiples of it
+BLOCK = 256  # elements that one program sends and receives; capacities are multiples of it
 
 
 class Inbox(NamedTuple):
@@ -25,7 +25,7 @@ class Inbox(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """The most elements that are summed at once."""
+        """The most elements of one launch."""
         return self.slots.shape[2]
 
     @property

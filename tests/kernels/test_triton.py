@@ -64,7 +64,7 @@ def test_every_kernel_compiles_and_stays_in_registers(architecture: str) -> None
         each for each in script.launches(architecture)
         if "attention" not in each.name or "pages of 16" not in each.name and "head_dim 128" in each.name
     ]  # fmt: skip
-    assert len({each.kernel for each in launches}) == 11
+    assert len({each.kernel for each in launches}) == (11 if architecture.startswith("gfx") else 12)
     needs = {each.name: script.compiled(each, architecture) for each in launches}
     assert all(need.registers <= 256 for name, need in needs.items() if "decode" in name), "two fit in a core"
     # a word or two of addresses may go to the stack; a spilled accumulator would be hundreds of bytes

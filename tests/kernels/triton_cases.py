@@ -272,10 +272,10 @@ def bits(tensor):
 def test_sums_of_one_rank(dtype, ranks, rank, added):
     """The others' shares are laid into its inbox by hand, in three slots that take turns; what it sends is
     read out of theirs, which nobody empties here."""
-    every, kind = inboxes(ranks, 5000, dtype), getattr(torch, dtype)
+    every, kind = inboxes(ranks, 5 * BLOCK - 1, dtype), getattr(torch, dtype)
     capacity = every[rank].capacity
     assert capacity == 4 * BLOCK
-    for call, size in enumerate([capacity, 700, 3 * BLOCK, 3 * BLOCK + 8, 64, capacity, capacity]):
+    for call, size in enumerate([capacity, 70, 3 * BLOCK, 3 * BLOCK + 8, 64, capacity, capacity]):
         shares = [on_device(draw(1, size).round(1), kind) for _ in range(ranks)]
         for share in shares:
             share[0, ::7] = -0.0
@@ -306,7 +306,8 @@ def test_sums_of_one_rank(dtype, ranks, rank, added):
     not triton.knobs.runtime.interpret, reason="of two GPUs; benchmarks/gpu_all_reduce.py checks that"
 )
 def test_sums_of_two_processes_that_run_at_once():
-    """Each stores into the other's memory while that waits; every call has another size."""
+    """Each stores into the other's memory while that waits; every call has another size, and
+    many need several launches."""
     shape = inbox_shape(2, 2 * BLOCK)
     slots = [torch.empty(shape, dtype=torch.int32).share_memory_() for _ in range(2)]
     for each in slots:
@@ -326,7 +327,7 @@ def _sum_often(rank, slots):
     inbox = Inbox(rank, slots[rank], addresses, torch.zeros(2, dtype=torch.int32))
     rng, late = np.random.default_rng(1), np.random.default_rng(rank)
     for _ in range(60):
-        shares = rng.standard_normal((2, 1, rng.integers(1, 2 * BLOCK))).astype(np.float32)
+        shares = rng.standard_normal((2, 1, rng.integers(1, 5 * BLOCK))).astype(np.float32)
         time.sleep(late.random() / 100)
         got = sums.all_reduce_add(torch.from_numpy(shares[rank]), None, inbox)
         np.testing.assert_array_equal(got.numpy(), sum_reference.all_reduce_add([*shares]))
