@@ -55,7 +55,8 @@ def decode_sizes(target: Target, head_dim: int, kv_bytes: int, rows: int) -> Dec
     # of more keys, two programs' registers would not fit into an AMD core, and the second would wait
     tile = power_of_two_within(int(tile_bytes) // (2 * head_dim * kv_bytes), 16, 32 if target.is_amd else 64)
     if rows <= 16:
-        return DecodeSizes(min(tile, 32), programs=2, num_warps=2, num_stages=stages(min(ahead, 2)), least=2)
+        warps = 2 if head_dim <= 128 else 4
+        return DecodeSizes(min(tile, 32), 2, warps, stages(min(ahead, 2)), least=2)
     return DecodeSizes(tile, programs=2, num_warps=4, num_stages=stages(ahead))
 
 
