@@ -16,6 +16,7 @@ from ..request import FinishReason, SamplingParams, TokenLogprobs
 from .generation import Job, collect, outputs
 from .logprobs import native_logprobs
 from .openai_common import need_tokenizer
+from .protocol.base import shorten
 from .protocol.native import LOGPROB_NAMES, GenerateBody, Logprobs, read_sampling
 from .protocol.openai import read_prompts
 from .responses import json_response
@@ -49,6 +50,8 @@ class _Answer:
         count = len(prompts)
         want = _spread(body.return_logprob, count, "return_logprob")
         self._tops = _spread(body.top_logprobs_num, count, "top_logprobs_num")
+        if not any(want):
+            _check_unused(body)
         self._texts = server.texts if body.return_text_in_logprobs else None
         self._asked = _asked(body, want)
         self._starts = _spread(body.logprob_start_len, count, "logprob_start_len")
@@ -124,6 +127,15 @@ def _prompts(server: Server, body: GenerateBody) -> tuple[list[str | list[int]],
         need_tokenizer(server, "text")
         return read_prompts(body.text), isinstance(body.text, str)
     return read_prompts(body.input_ids), not isinstance((body.input_ids or [0])[0], list)
+
+
+def _check_unused(body: GenerateBody) -> None:
+    """Raise RequestError for what could have an effect only on log probabilities that nobody asks for."""
+    for name in ("top_logprobs_num", "return_text_in_logprobs"):
+        value = getattr(body, name)
+        if any(value) if isinstance(value, list) else value:
+            text = f"{name} is {shorten(value)}; it is accepted only with return_logprob true"
+            raise RequestError(text, name)
 
 
 def _asked(body: GenerateBody, want: list[bool]) -> list[tuple[int, ...]]:

@@ -105,6 +105,22 @@ def _response_format(value: Mapping[str, Any] | None) -> GrammarSpec | None:
             )
 
 
+def read_text_format(value: Mapping[str, Any], path: str) -> GrammarSpec | None:
+    """What `text.format` of the Responses API asks for: a schema stands in it without a wrapping.
+
+    Raises RequestError naming the field.
+    """
+    match value.get("type"):
+        case "text" | "json_object" as kind:
+            _check_names(value, ("type",), path)
+            return GrammarSpec("json_object") if kind == "json_object" else None
+        case "json_schema":
+            return _schema_of({name: each for name, each in value.items() if name != "type"}, path)
+        case kind:
+            text = f'{path}.type is {shorten(kind)}; accepted are "text", "json_object" and "json_schema"'
+            raise RequestError(text, f"{path}.type")
+
+
 def _schema_of(value: object, path: str) -> GrammarSpec:
     """OpenAI's wrapping of a schema. `strict` or not, the output is constrained: that is more than less."""
     if not isinstance(value, dict):

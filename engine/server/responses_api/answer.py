@@ -189,7 +189,7 @@ def _begin(id: str, body: ResponseBody, model: str) -> dict[str, Any]:
         "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
         "store": body.store,
         "temperature": body.temperature,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": [_tool(each) for each in body.tools],
         "top_logprobs": body.top_logprobs or 0,

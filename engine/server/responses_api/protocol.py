@@ -118,10 +118,9 @@ class FunctionChoice(Body):
 class TextOptions(Body):
     """What the text is to be."""
 
-    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "format": ({"type": "text"},),
-        "verbosity": ("medium",),
-    }
+    format: dict[str, Any] | None = None
+
+    only_at: ClassVar[Mapping[str, tuple[object, ...]]] = {"verbosity": ("medium",)}
 
 
 class ReasoningOptions(Body):

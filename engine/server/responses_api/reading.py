@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import RequestError
+from ...grammar.grammar import GrammarSpec
 from ...text.tools.format import Tools
 from ..conversation import Conversation, check_tools
 from ..openai_common import need_tokenizer
 from ..protocol.base import Body, parse, shorten
+from ..protocol.grammar import read_text_format
 from ..protocol.tools import callable_tools, read_tool_call, read_tools, strict_tools
 from ..state import Server
 from .protocol import (
@@ -26,6 +28,7 @@ from .protocol import (
 )
 
 Message = dict[str, Any]
+FORMAT = "text.format"
 
 _ITEMS: dict[str, type[Body]] = {
     "message": MessageItem,
@@ -40,8 +43,6 @@ def read_conversation(server: Server, body: ResponseBody, messages: Sequence[Mes
 
     Raises RequestError naming the field, also for what the model's template cannot do.
     """
-    if body.text is not None:
-        parse(TextOptions, body.text, "text")
     tools, schemas, must_call = _tools(server, body)
     begin = [{"role": "system", "content": body.instructions}] if body.instructions is not None else []
     return Conversation(
@@ -54,6 +55,12 @@ def read_conversation(server: Server, body: ResponseBody, messages: Sequence[Mes
         parallel=body.parallel_tool_calls and not isinstance(body.tool_choice, dict),
         thinking_budget=body.thinking_budget,
     )
+
+
+def read_format(body: ResponseBody) -> GrammarSpec | None:
+    """What the text has to match. Raises RequestError naming the field."""
+    format = parse(TextOptions, body.text or {}, "text").format
+    return None if format is None else read_text_format(format, FORMAT)
 
 
 def read_input(items: str | Sequence[Any], before: Sequence[Message] = ()) -> list[Message]:

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -29,7 +30,7 @@ from ..visit import current_visit
 from .answer import Answer
 from .items import named, page_of
 from .protocol import LOGPROBS, ItemsQuery, ResponseBody, ResponseQuery
-from .reading import read_conversation, read_input
+from .reading import FORMAT, read_conversation, read_format, read_input
 from .store import Kept, ResponseStore, Told
 
 
@@ -130,12 +131,13 @@ class _Work:
         work = cls(server, store, body, before + named(body.input))
         id = work.answer.response["id"]
         try:
-            job = await start_chat(server, chat, params, id, body.priority, _key(body))
+            job, reading = await start_chat(server, chat, params, id, body.priority, _key(body))
         except RequestError as error:
             if error.field == "messages":
                 error.field = "input"
             raise
-        work._job, work._reading = job
+        work._job = job if params.grammar is None else replace(job, grammar_field=FORMAT)
+        work._reading = reading
         return work
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -240,7 +242,8 @@ def _params(server: Server, body: ResponseBody) -> SamplingParams:
     names = ("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos")
     sampling = SamplingBody(**{name: getattr(body, name) for name in names})
     count = (body.top_logprobs or 0) if logprobs else None
-    return sampling_params(sampling, server.llm.info.default_sampling, body.max_output_tokens, count)
+    params = sampling_params(sampling, server.llm.info.default_sampling, body.max_output_tokens, count)
+    return replace(params, grammar=read_format(body))
 
 
 def _key(body: ResponseBody) -> str:

@@ -69,6 +69,7 @@ def batch_of(
             bias_rows=i32([row for row, _, _ in biases]),
             bias_ids=i32([token for _, token, _ in biases]),
             asked_ids=i32([[(3 * row + each) % VOCAB for each in (0, 1, VOCAB - 5)] for row in range(rows)]),
+            given_ids=i32([-1] * rows),
             **arrays,
         ),
     )

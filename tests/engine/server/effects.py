@@ -307,7 +307,7 @@ PLACES: dict[str, Place] = {
             "tool_choice": Effect("none", {"tools": [FLAT]}),
             "parallel_tool_calls": False,
             "reasoning": {"effort": "low"},
-            "text": Effect({"format": {"type": "json_object"}}, status=400),
+            "text": {"format": {"type": "json_object"}},
             "metadata": {"topic": "greeting"},
             "seed": 3,
             "top_k": 7,
@@ -388,7 +388,9 @@ PLACES: dict[str, Place] = {
         "tools[0]",
         lambda tool: {"input": "Hi", "tools": [tool]},
     ),
-    "TextOptions": Place(RESPONSES, {}, {}, "text", lambda text: {"input": "Hi", "text": text}),
+    "TextOptions": Place(
+        RESPONSES, {}, {"format": {"type": "json_object"}}, "text", lambda text: {"input": "Hi", "text": text}
+    ),
     "ReasoningOptions": Place(
         RESPONSES, {}, {"effort": "low"}, "reasoning", lambda options: {"input": "Hi", "reasoning": options}
     ),

@@ -304,6 +304,30 @@ def test_calls_and_reasoning_streamed() -> None:
     assert [item.type for item in final.output] == ["reasoning", "message", "function_call", "function_call"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_of_a_schema(client: Any, stream: bool) -> None:
+    schema = {"type": "object", "properties": {"of": {"enum": ["tea", "milk"]}}, "required": ["of"]}
+    format = {"type": "json_schema", "name": "cup", "schema": schema | {"additionalProperties": False}}
+    asked: dict[str, Any] = {"input": "Hi", "text": {"format": format}, "max_output_tokens": 200}
+    if stream:
+        with client.responses.stream(**asked, **FAKE) as events:
+            for _ in events:
+                pass
+            got = events.get_final_response()
+    else:
+        got = client.responses.create(**asked, **FAKE)
+    assert json.loads(got.output_text)["of"] in ("tea", "milk")
+    assert got.status == "completed" and got.text.format.name == "cup"
+    client.responses.delete(got.id)
+
+
+def test_a_text_of_a_schema_that_is_none(client: Any) -> None:
+    format = {"type": "json_schema", "name": "x", "schema": {"type": "objekt"}}
+    with pytest.raises(openai.BadRequestError, match="objekt") as caught:
+        client.responses.create(input="Hi", text={"format": format}, **FAKE)
+    assert caught.value.param == "text.format"
+
+
 def test_what_the_model_wrote_goes_back_as_one_message() -> None:
     llm = ScriptedLLM(THINKS, f"<think>So.</think>{CALLS}")
     output = ask(llm, input="Hi", tools=TOOLS).output
@@ -324,7 +348,9 @@ def test_what_the_model_wrote_goes_back_as_one_message() -> None:
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools[1].name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "none"}}, "tool_choice.name"),
         ({"tools": [{**TOOLS[1], "strict": "yes"}]}, "tools[0].strict"),
-        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{**TOOLS[1], "type": "function_call", "call_id": "1"}]}, "input[0].parameters"),
