@@ -9,6 +9,7 @@ import atexit
 import dataclasses
 import struct
 import sys
+import time
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from ...engine.config import EngineConfig
 from ..models.spec import ModelSpec
 from .buckets import Part, Shape
-from .crew import Crew, Kind, meet
+from .crew import HEARTBEAT, Crew, Kind, meet
 from .runner import JaxRunner
 
 _STEP = struct.Struct("<iii")  # the shape; then the packed words
@@ -101,8 +102,13 @@ class FollowingRunner(_CrewRunner):
             tokens, full, part = _STEP.unpack_from(told[1])
             words = np.frombuffer(told[1], np.int32, offset=_STEP.size)
             words = words.reshape(self._mesh.shape["data"], -1)
-            launched = self.launch(Shape(tokens, bool(full), Part(part)), words)
-            jax.block_until_ready(running)  # one step ahead, and an error is raised where it belongs
+            try:
+                launched = self.launch(Shape(tokens, bool(full), Part(part)), words)
+                jax.block_until_ready(running)  # one step ahead, and an error is raised where it belongs
+            except jax.errors.JaxRuntimeError:
+                # a collective may be the first to fail when process 0 is gone: the crew ends this process then
+                time.sleep(HEARTBEAT)
+                raise
             running = launched
         self._crew.part()
         print("radixmesh: process 0 is done; this process ends with it", file=sys.stderr, flush=True)

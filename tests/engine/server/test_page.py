@@ -67,7 +67,7 @@ def test_engine_state_shows_the_tree_and_the_pages(start: Any) -> None:
     assert trunk["hits"] == 1 and trunk["children"] == 2 and group["num_prefixes"] == 1
     ttft, itl = state["latency"]["ttft"], state["latency"]["itl"]
     assert ttft["count"] == 2 and 0 < ttft["whole"]["p50"] <= ttft["whole"]["p99"] < 60
-    assert 20 < itl["count"] <= stats["generation_tokens"] - 2
+    assert 0 < itl["count"] <= stats["generation_tokens"] - 2  # tokens that came at once count once
     assert len(ttft["series"]["p50"]) == state["latency"]["slots"]
 
 
