@@ -106,7 +106,7 @@ class FollowingRunner(_CrewRunner):
                 launched = self.launch(Shape(tokens, bool(full), Part(part)), words)
                 jax.block_until_ready(running)  # one step ahead, and an error is raised where it belongs
             except jax.errors.JaxRuntimeError:
-                # a collective may be the first to fail when process 0 is gone: the crew ends this process then
+                # a collective may be the first to notice that process 0 is gone: the crew says so, and ends
                 time.sleep(HEARTBEAT)
                 raise
             running = launched
