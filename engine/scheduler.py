@@ -290,14 +290,16 @@ class Scheduler:
         for request in plan.decode:
             request.num_computed_tokens += 1
             request.num_in_flight += 1
+        shares = False
         for chunk in plan.chunks:
             request = chunk.request
             if chunk.samples:
                 request.num_in_flight += 1
                 self.decoding[request.slot] = self.prefilling.pop(request.slot)
+                shares |= request.num_cached_tokens > 0
             request.num_computed_tokens = chunk.end
             self._pages.insert(request, chunk.end)
-        if any([each.request.num_cached_tokens for each in plan.chunks]):
+        if shares:
             # side by side, rows that share a prefix read it together: all but one find it in the chip's cache
             self.decoding = dict(sorted(self.decoding.items(), key=lambda each: each[1].pages[0]))
 
