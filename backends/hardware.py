@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..sharding.topology import chip_facts
 
@@ -47,8 +47,9 @@ class Hardware:
 def detect(root: Path = Path("/"), env: Mapping[str, str] = os.environ) -> Hardware:
     """Look for a TPU, then an NVIDIA GPU, then an AMD GPU; without any, this is a CPU machine.
 
-    `root` stands for the file system's root (tests give a made-up tree). Of `env` only JAX's own
-    JAX_PLATFORMS is read: an accelerator that it hides from jax is hidden here too.
+    `root` stands for the file system's root (tests give a made-up tree). Of `env` only what hides devices
+    from the frameworks is read, and hides them here too: JAX_PLATFORMS, CUDA_VISIBLE_DEVICES and AMD's
+    HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES.
     """
     memory, free = host_memory(root)
     host = Hardware(
@@ -63,7 +64,31 @@ def detect(root: Path = Path("/"), env: Mapping[str, str] = os.environ) -> Hardw
     )
     if env.get("JAX_PLATFORMS", "").strip().lower() == "cpu":
         return replace(host, reason="JAX_PLATFORMS=cpu hides any accelerator")
-    return _find_tpu(root, host) or _find_nvidia(root, host) or _find_amd(root, host) or host
+    return _find_tpu(root, host) or _find_nvidia(root, host, env) or _find_amd(root, host, env) or host
+
+
+class _Shown(NamedTuple):
+    """Which of a machine's GPUs the vendor's own variables let a process use."""
+
+    indices: list[int]
+    reason: str  # what the variable did, empty if there is none
+
+
+def _shown(count: int, env: Mapping[str, str], *names: str) -> _Shown:
+    """The first of the variables `names` that is set decides. As the vendors read them, a list ends at the
+    first entry that names no device. A UUID is taken for the first device: which one it is matters only where
+    they differ."""
+    name = next((each for each in names if each in env), None)
+    if name is None:
+        return _Shown(list(range(count)), "")
+    indices: list[int] = []
+    for entry in (each.strip() for each in env[name].split(",")):
+        is_uuid = entry.startswith(("GPU-", "MIG-"))
+        index = 0 if is_uuid else int(entry) if entry.isdigit() else count
+        if index >= count:
+            break
+        indices.append(index)
+    return _Shown(indices, f", {name}={env[name]} shows {len(indices)}")
 
 
 def host_memory(root: Path = Path("/")) -> tuple[int, int]:
@@ -173,25 +198,32 @@ def _find_tpu(root: Path, host: Hardware) -> Hardware | None:
     )
 
 
-def _find_nvidia(root: Path, host: Hardware) -> Hardware | None:
+def _find_nvidia(root: Path, host: Hardware, env: Mapping[str, str]) -> Hardware | None:
     """Device nodes tell how many; `nvidia-smi`, else the driver's own folder in /proc, tells what."""
     nodes = list(root.glob("dev/nvidia[0-9]*"))
     if not nodes and not (root / "dev/dxg").exists():  # dxg: Windows' subsystem for Linux
         return None
     rows = _nvidia_smi(root)
+    shown = _shown(len(rows or nodes), env, "CUDA_VISIBLE_DEVICES")
+    reason = f"nvidia-smi lists {len(rows)}{shown.reason}"
+    if rows and not shown.indices:
+        return replace(host, reason=reason)
     if rows:
-        name, memory, driver = rows[0]
+        name, memory, driver = rows[shown.indices[0]]
         return replace(
             host,
             platform="cuda",
             kind=name,
-            count=len(rows),
+            count=len(shown.indices),
             device_memory_bytes=int(memory) * MIB if memory.isdigit() else None,
             driver=driver,
-            reason=f"nvidia-smi lists {len(rows)}",
+            reason=reason,
         )
     if not nodes:
         return None
+    reason = f"{len(nodes)} nodes /dev/nvidia*, nvidia-smi does not answer{shown.reason}"
+    if not shown.indices:
+        return replace(host, reason=reason)
     told = "".join(_read(each) + "\n" for each in sorted(root.glob("proc/driver/nvidia/gpus/*/information")))
     model = re.search(r"^Model:\s*(.+)$", told, re.MULTILINE)
     driver_match = re.search(r"NVRM version:.*?\s(\d+\.[\d.]+)\s", _read(root / "proc/driver/nvidia/version"))
@@ -199,10 +231,10 @@ def _find_nvidia(root: Path, host: Hardware) -> Hardware | None:
         host,
         platform="cuda",
         kind=model[1].strip() if model else "NVIDIA GPU",
-        count=len(nodes),
+        count=len(shown.indices),
         device_memory_bytes=None,
         driver=driver_match[1] if driver_match else None,
-        reason=f"{len(nodes)} nodes /dev/nvidia*, nvidia-smi does not answer",
+        reason=reason,
     )
 
 
@@ -222,7 +254,7 @@ def _nvidia_smi(root: Path) -> list[list[str]]:
     return []
 
 
-def _find_amd(root: Path, host: Hardware) -> Hardware | None:
+def _find_amd(root: Path, host: Hardware, env: Mapping[str, str]) -> Hardware | None:
     """Nodes of the kernel's compute driver that have SIMD units are GPUs; the others are CPUs."""
     if not (root / "dev/kfd").exists():
         return None
@@ -233,7 +265,11 @@ def _find_amd(root: Path, host: Hardware) -> Hardware | None:
             gpus.append((node, int(fields.get("gfx_target_version", 0))))
     if not gpus:
         return None
-    node, target = gpus[0]
+    shown = _shown(len(gpus), env, "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+    reason = f"/sys/class/kfd lists {len(gpus)}{shown.reason}"
+    if not shown.indices:
+        return replace(host, reason=reason)
+    node, target = gpus[shown.indices[0]]
     # 90402 is major 9, minor 4, stepping 2; the last two are written as hexadecimal digits: gfx942
     name = f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}"
     banks = [_read(each) for each in node.glob("mem_banks/*/properties")]
@@ -242,10 +278,10 @@ def _find_amd(root: Path, host: Hardware) -> Hardware | None:
         host,
         platform="rocm",
         kind=f"AMD GPU {name}",
-        count=len(gpus),
+        count=len(shown.indices),
         device_memory_bytes=sum(sizes) or None,
         driver=_read(root / "sys/module/amdgpu/version") or None,
-        reason=f"/sys/class/kfd lists {len(gpus)}",
+        reason=reason,
     )
 
 

@@ -112,8 +112,8 @@ def ask(oracle: Any, ids: list[int]) -> Case:
 @pytest.fixture(scope="module", params=["jax", "torch"])
 def served(request: pytest.FixtureRequest, model: str, cases: list[Case]) -> Iterator[Served]:
     config = EngineConfig(
-        model_path=model, backend=request.param, page_size=PAGE, chunked_prefill_size=512,
-        max_running_requests=ROWS, max_total_tokens=POOL,
+        model_path=model, backend=request.param, dtype="float32", page_size=PAGE,
+        chunked_prefill_size=512, max_running_requests=ROWS, max_total_tokens=POOL,
     )  # fmt: skip
     backend = backend_for(config)
     info = backend.describe(config)

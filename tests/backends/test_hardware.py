@@ -173,6 +173,37 @@ def test_nvidia_by_nvidia_smi(root: Path) -> None:
     assert found.reason == "nvidia-smi lists 2"
 
 
+@pytest.mark.parametrize(
+    ("listed", "count", "kind"),
+    [
+        ("1", 1, "NVIDIA GeForce RTX 3060"),
+        ("0,1", 2, "NVIDIA GeForce RTX 4090"),
+        ("1, 0", 2, "NVIDIA GeForce RTX 3060"),
+        ("1,2,0", 1, "NVIDIA GeForce RTX 3060"),  # there is no third, and CUDA stops there
+        ("GPU-5a1f0c3d", 1, "NVIDIA GeForce RTX 4090"),
+    ],
+)
+def test_cuda_visible_devices_chooses_gpus(root: Path, listed: str, count: int, kind: str) -> None:
+    write(root, {"dev/nvidia0": "", "dev/nvidia1": ""})
+    lines = ("NVIDIA GeForce RTX 4090, 24564, 580.65.06", "NVIDIA GeForce RTX 3060, 12288, 580.65.06")
+    add_nvidia_smi(root, "\n".join(f'echo "{line}"' for line in lines))
+    found = detect(root, {"CUDA_VISIBLE_DEVICES": listed})
+    assert (found.platform, found.count, found.kind) == ("cuda", count, kind)
+    assert found.device_memory_bytes == (24564 if "4090" in kind else 12288) * 1024**2
+    assert found.reason == f"nvidia-smi lists 2, CUDA_VISIBLE_DEVICES={listed} shows {count}"
+
+
+@pytest.mark.parametrize("listed", ["", "-1", "none"])
+@pytest.mark.parametrize("smi", [True, False])
+def test_cuda_visible_devices_hides_all_gpus(root: Path, listed: str, smi: bool) -> None:
+    write(root, {"dev/nvidia0": ""})
+    if smi:
+        add_nvidia_smi(root, 'echo "NVIDIA H100, 81559, 580.65.06"')
+    found = detect(root, {"CUDA_VISIBLE_DEVICES": listed})
+    assert (found.platform, found.count, found.driver) == ("cpu", 1, None)
+    assert found.reason.endswith(f", CUDA_VISIBLE_DEVICES={listed} shows 0")
+
+
 @pytest.mark.parametrize("broken", [None, "exit 9", "echo No devices were found"])
 def test_nvidia_without_a_working_nvidia_smi(root: Path, broken: str | None) -> None:
     write(
@@ -215,6 +246,10 @@ def test_amd(root: Path) -> None:
     found = detect(root, NO_ENV)
     assert (found.platform, found.kind, found.count) == ("rocm", "AMD GPU gfx942", 2)
     assert (found.device_memory_bytes, found.driver) == (192 * GIB, "6.12.12")
+    assert detect(root, {"ROCR_VISIBLE_DEVICES": "1"}).count == 1
+    hidden = detect(root, {"HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": "1"})
+    assert (hidden.platform, hidden.device_memory_bytes) == ("cpu", None)
+    assert hidden.reason == "/sys/class/kfd lists 2, HIP_VISIBLE_DEVICES= shows 0"
 
 
 @pytest.mark.parametrize(("target", "name"), [(90010, "gfx90a"), (90500, "gfx950"), (110000, "gfx1100")])

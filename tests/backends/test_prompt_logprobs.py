@@ -85,7 +85,7 @@ def test_tiny_models(backend: Any, name: str, options: dict[str, Any], tmp_path:
     """Cold and warm; beside rows that decode, whose tokens stay what they are."""
     model = save_tiny_model(name, tmp_path)
     sizes = {"page_size": 8, "max_total_tokens": 64 * 8, "max_running_requests": 6, **options}
-    config = EngineConfig(model_path=str(tmp_path), backend=backend, **sizes)
+    config = EngineConfig(model_path=str(tmp_path), backend=backend, dtype="float32", **sizes)
     rng = np.random.default_rng(3)
     shared = rng.integers(3, 160, 20).tolist()
     prompts = [shared[:cut] + rng.integers(3, 160, length).tolist() for cut, length in

@@ -56,13 +56,13 @@ def fake_case() -> Case:
 
 
 def tiny_case(name: str, backend: Literal["jax", "torch"], tp_size: int = 1, dp_size: int = 1) -> Case:
-    """A tiny random model on the CPU; its oracle is transformers without a cache."""
+    """A tiny random model in float32; its oracle is transformers without a cache."""
     folder = TemporaryDirectory()
     model = save_tiny_model(name, Path(folder.name))
 
     def create() -> ModelRunner:
         config = EngineConfig(
-            model_path=folder.name, backend=backend, page_size=8, max_total_tokens=48 * 8,
+            model_path=folder.name, backend=backend, dtype="float32", page_size=8, max_total_tokens=48 * 8,
             max_running_requests=6, chunked_prefill_size=32, tp_size=tp_size, dp_size=dp_size,
         )  # fmt: skip
         with folder:

@@ -30,8 +30,8 @@ from tests.tiny_models import save_tiny_model
 
 def config_of(folder: Path, tp_size: int) -> EngineConfig:
     return EngineConfig(
-        model_path=str(folder), backend="torch", page_size=8, max_total_tokens=512, max_running_requests=4,
-        chunked_prefill_size=16, tp_size=tp_size,
+        model_path=str(folder), backend="torch", dtype="float32", page_size=8, max_total_tokens=512,
+        max_running_requests=4, chunked_prefill_size=16, tp_size=tp_size,
     )  # fmt: skip
 
 

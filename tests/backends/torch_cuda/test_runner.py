@@ -21,8 +21,8 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> TorchRunner:
     folder = tmp_path_factory.mktemp("model")
     save_tiny_model("gemma3", Path(folder))
     config = EngineConfig(
-        model_path=str(folder), backend="torch", page_size=4, max_total_tokens=80, max_running_requests=8,
-        chunked_prefill_size=32,
+        model_path=str(folder), backend="torch", dtype="float32", page_size=4, max_total_tokens=80,
+        max_running_requests=8, chunked_prefill_size=32,
     )  # fmt: skip
     made = create_runner(config, describe_model(config))
     assert isinstance(made, TorchRunner)
