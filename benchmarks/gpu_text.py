@@ -4,8 +4,9 @@
 
 The CPU computes in float32 and is asked for logprobs; the GPU computes in bfloat16, through captured graphs.
 Of each prompt it prints how many tokens agree, and where they part how much likelier the CPU found its own
-choice. What bfloat16 alone does to a model's logprobs is the measure: to SmolLM2's 0.065 on average. Every prompt is asked for twice, free and bound to a grammar,
-in one batch, so that steps have rows with and without masks; and the prompts' own logprobs are compared.
+choice. What bfloat16 alone does to a model's logprobs is the measure: to SmolLM2's 0.065 on average. Every
+prompt is asked for twice, free and bound to a grammar, in one batch, so that steps have rows with and without
+masks; and the prompts' own logprobs are compared.
 """
 
 import argparse
