@@ -65,7 +65,8 @@ def time_layers(model: str, shape: Shape, ceiling: Ceilings, counts: list[int]) 
         pool = pool.view(-1, *given.pool.shape[1:])
         words = torch.full((rows,), CONTEXT - 1, dtype=torch.int32, device=DEVICE)
         fields = dict.fromkeys(ForwardBatch._fields) | {"positions": words, "rows": given.rows}
-        call = partial(decoder.hidden, torch.zeros_like(words), ForwardBatch(**fields), pool)
+        residual = torch.zeros(rows, spec.hidden_size, dtype=torch.bfloat16, device=DEVICE)
+        call = partial(decoder.hidden, residual, ForwardBatch(**fields), pool)
         moved = _layer_bytes(weights) + rows * CONTEXT * shape.kv_heads * shape.head_dim * 4
         name = f"{model}, a layer, {rows} rows"
         report(name, seconds([call]) / spec.num_layers, ceiling, moved=moved)

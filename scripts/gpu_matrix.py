@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from radixmesh.kernels.all_reduce import triton as all_reduce  # noqa: E402
 from radixmesh.kernels.all_reduce.inbox import bits_of, empty_inbox, inbox_shape  # noqa: E402
+from radixmesh.kernels.embedding import triton as embedding  # noqa: E402
 from radixmesh.kernels.gated_activation.triton import gated_activation  # noqa: E402
 from radixmesh.kernels.linear import triton as linear  # noqa: E402
 from radixmesh.kernels.linear.torch_ref import Norm  # noqa: E402
@@ -84,7 +85,7 @@ def launches(architecture: str) -> list[Launch]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(JITFunction, "run", record))
-        for module in (all_reduce, attention, linear, rms_norm, rope):
+        for module in (all_reduce, attention, embedding, linear, rms_norm, rope):
             stack.enter_context(patch.object(module, "target_of", lambda device: target))
         for case, call in _cases(target):  # noqa: B007 (`record` reads case)
             call()
@@ -116,6 +117,8 @@ def _cases(target: Target) -> Iterator[tuple[str, Any]]:
         pages = torch.empty(128, 8, 64, 256).to(pool)
         rope.rope_and_write(q, k, v, table, words, pages, words, norms=norms)
 
+    words, table = torch.zeros(64, dtype=torch.int32), torch.empty(128256, 4096, dtype=bf16)
+    yield "embedding of 4096", lambda: embedding.embed(words, words, table, words, words)
     yield "rope and KV write, normed heads", lambda: write(bf16)
     if float8:
         yield "rope and KV write, float8 pool", lambda: write(torch.float8_e4m3fn)

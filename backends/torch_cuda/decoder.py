@@ -46,13 +46,18 @@ class Decoder:
             for rope in dict.fromkeys(layer.rope for layer in spec.layers)
         }
 
-    def hidden(self, tokens: Tensor, batch: ForwardBatch, kv_pages: Tensor) -> Tensor:
-        """Hidden states [T, embed] of tokens [T]; their keys and values are written to `kv_pages`
-        [layers * pages, kv_heads, page_size, 2 * head_dim]."""
+    def embed(self, batch: ForwardBatch, slots: Tensor, page_tokens: Tensor) -> Tensor:
+        """The residual stream [T, embed] before the first layer. Ids that earlier steps sampled come from
+        `slots`; all are written to `page_tokens` [pages * page_size]."""
+        return self._operations.embed(
+            batch.token_ids, slots, self._weights.outer["embed"], page_tokens, batch.rows.kv_slots,
+            scale=self._embedding_scale,
+        )  # fmt: skip
+
+    def hidden(self, residual: Tensor, batch: ForwardBatch, kv_pages: Tensor) -> Tensor:
+        """Hidden states [T, embed] of what `embed` gave; keys and values are written to `kv_pages`
+        [layers * pages, kv_heads, page_size, 2 * head_dim]. The residual is overwritten."""
         spec, operations, outer = self._spec, self._operations, self._weights.outer
-        residual = F.embedding(tokens, outer["embed"])
-        if self._embedding_scale != 1:
-            residual *= self._embedding_scale
         pages_a_layer = kv_pages.shape[0] // spec.num_layers
         for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
             x = self._attention(layer, weights, residual, batch, kv_pages, index * pages_a_layer)

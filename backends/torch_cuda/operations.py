@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...kernels.embedding import torch_ref as embedding
 from ...kernels.linear import torch_ref as linear
 from ...kernels.paged_attention import torch_ref as paged_attention
 from ...kernels.rms_norm import torch_ref as rms_norm
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 class Operations:
     """One implementation of each; signatures and meaning stand in `kernels/*/torch_ref.py`."""
 
+    embed: Callable[..., Any]
     ragged_paged_attention: Callable[..., Any]
     rope_and_write: Callable[..., Any]
     rms_norm: Callable[..., Any]
@@ -42,6 +44,7 @@ class Operations:
 
 
 TWINS = Operations(
+    embedding.embed,
     paged_attention.ragged_paged_attention,
     rope_kv_write.rope_and_write,
     rms_norm.rms_norm,

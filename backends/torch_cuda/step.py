@@ -23,12 +23,8 @@ class Step(NamedTuple):
 
     def hidden(self, batch: ForwardBatch) -> Tensor:
         """Hidden states [T, embed]. Fills KV pages and their token ids."""
-        slots, page_tokens = self.state.slots, self.state.page_tokens
-        ids = batch.token_ids
-        # negative ids stand for what the step before sampled into a slot
-        tokens = torch.where(ids < 0, slots[(-1 - ids).clamp(min=0)], ids)
-        page_tokens[batch.rows.kv_slots] = tokens
-        return self.decoder.hidden(tokens, batch, self.state.kv_pages)
+        residual = self.decoder.embed(batch, self.state.slots, self.state.page_tokens)
+        return self.decoder.hidden(residual, batch, self.state.kv_pages)
 
     def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
         """Logits [L, vocab] at the wanted ones of the positions of hidden states [T, embed]."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from radixmesh.kernels.embedding.torch_ref import embed
 from radixmesh.kernels.gated_activation.torch_ref import gated_activation
 from radixmesh.kernels.linear.torch_ref import Norm, linear
 from radixmesh.kernels.paged_attention import reference
@@ -49,6 +50,15 @@ def test_attention(name, options):
         options["sinks"] = torch.as_tensor(options["sinks"])
     got = ragged_paged_attention(t(args[0]), t(pages), type(rows)(*map(t, rows)), **options)
     np.testing.assert_allclose(got.numpy()[:tokens], want[:tokens], atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_embeddings_of_given_and_sampled_tokens(scale):
+    table, pages = draw(50, 8), torch.full((40,), 99, dtype=torch.int32)
+    words = [t(np.array(each, np.int32)) for each in ([5, -1, 49, -3], [7, 49, 0], [9, 3, 0, 39])]
+    got = embed(words[0], words[1], t(table), pages, words[2], scale=scale)
+    np.testing.assert_allclose(got.numpy(), table[[5, 7, 49, 0]] * scale, rtol=1e-6)
+    assert pages[[9, 3, 0, 39]].tolist() == [5, 7, 49, 0] and (pages == 99).sum() == 36
 
 
 @pytest.mark.parametrize("normed", [False, True])

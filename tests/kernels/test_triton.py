@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
     "operation, at_least",
     [
         ("attention", 50),
-        ("rope", 18),
+        ("rope or embeddings", 21),
         ("norms or gates", 18),
         ("sums", 13),
         ("products_of", 85),

@@ -14,6 +14,8 @@ import triton
 from radixmesh.kernels.all_reduce import reference as sum_reference
 from radixmesh.kernels.all_reduce import triton as sums
 from radixmesh.kernels.all_reduce.inbox import BLOCK, Inbox, bits_of, empty_inbox, inbox_shape
+from radixmesh.kernels.embedding.reference import embed as embed_reference
+from radixmesh.kernels.embedding.triton import embed
 from radixmesh.kernels.gated_activation import reference as gate_reference
 from radixmesh.kernels.gated_activation import triton as gate
 from radixmesh.kernels.linear import reference as linear_reference
@@ -180,6 +182,24 @@ def test_padding_rows_of_a_decode_bucket_change_nothing():
         on_device(args[0]), on_device(pages), type(args[4])(*fields, 9, 9), first_page=layer_pages, scale=0.1
     )
     np.testing.assert_allclose(wide(got)[:tokens], want[:tokens], atol=3e-5)
+
+
+# Embeddings
+
+
+@pytest.mark.parametrize("size, scale", [(64, 1.0), (24, 7.5), (3000, 0.5)])
+def test_embeddings_of_given_and_sampled_tokens(size, scale):
+    table, slots = draw(50, size), np.array([7, 49, 0, 3], np.int32)
+    token_ids, kv_slots = (
+        np.array([5, -1, 49, -4, -2, 0], np.int32),
+        np.array([9, 3, 0, 39, 20, 21], np.int32),
+    )
+    page_tokens = np.full(40, 99, np.int32)
+    want, want_pages = embed_reference(token_ids, slots, table, page_tokens, kv_slots, scale=scale)
+    pages, ids, taken = (on_device(each) for each in (page_tokens, token_ids, slots))
+    got = embed(ids, taken, on_device(table), pages, on_device(kv_slots), scale=scale)
+    np.testing.assert_allclose(wide(got), want, rtol=1e-6)
+    assert (pages.cpu().numpy() == want_pages).all()
 
 
 # Rotary embedding and KV write

@@ -44,7 +44,8 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
             slots=ids,
             sampling=Sampling(*[ids] * len(Sampling._fields)),
         )
-        logits = decoder.logits(decoder.hidden(ids, batch, kv_pages)).numpy()
+        residual = decoder.embed(batch, ids, torch.zeros(PAGE * (SPARE + 1), dtype=ids.dtype))
+        logits = decoder.logits(decoder.hidden(residual, batch, kv_pages)).numpy()
         start = 0
         for sequence, count in step:
             got[sequence].append(logits[start : start + count])
