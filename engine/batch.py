@@ -78,6 +78,9 @@ class ScheduleBatch:
     constrained: I32  # [C] into the wanted positions: those whose token a mask bounds
     sampling: SamplingArrays
     pooled: I32 = field(default_factory=lambda: np.empty(0, np.int32))  # rows whose hidden states are wanted
+    # both empty if nothing is shared; what they say is in the tables too, and a backend need not look at it
+    group_rows: I32 = field(default_factory=lambda: np.empty(0, np.int32))  # [D] see `SharedPages`
+    shared_pages: I32 = field(default_factory=lambda: np.empty(0, np.int32))  # [D]
 
     @property
     def num_tokens(self) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from .batch import F32, I32, SamplingArrays, SamplingVariant, ScheduleBatch
 from .prompt_logprobs import scored_positions
 from .request import Request, SamplingParams
+from .shared_prefixes import SharedPages
 
 MAX_FORBIDDEN = 20  # ids that a minimum length forbids, per row; bounds the sampler's scatter
 
@@ -137,8 +138,9 @@ class SamplingTable:
 
 
 def build_batch(
-    step: int, decode: Sequence[Request], chunks: Sequence[Chunk], table: SamplingTable, page_size: int
-) -> ScheduleBatch:
+    step: int, decode: Sequence[Request], chunks: Sequence[Chunk], table: SamplingTable, page_size: int,
+    shared: SharedPages,
+) -> ScheduleBatch:  # fmt: skip
     """The batch of one step. Call it before the requests' counts are advanced.
 
     Each row's `page_ids` must cover exactly its tokens, those of this step included.
@@ -193,6 +195,7 @@ def build_batch(
         constrained=np.flatnonzero(table.constrained[wanted.slots]).astype(np.int32),
         sampling=sampling,
         pooled=np.flatnonzero(table.embeds[slots]).astype(np.int32),
+        **shared._asdict(),
     )
 
 

@@ -36,6 +36,7 @@ from .radix_cache import RadixCache
 from .request import FinishReason, Request, RequestStatus
 from .request_pages import RequestPages, add_pages
 from .runner import ModelInfo, RunnerCapacity
+from .shared_prefixes import SharedPrefixes
 from .stats import EngineStats
 from .step_plan import StepPlan
 
@@ -78,6 +79,7 @@ class Scheduler:
         self.outputs: list[TokenOutput] = []  # ends that no step brought: aborts and errors
         self.counters = EngineStats(page_size=self.page_size, num_pages=capacity.num_pages)
         self._table = SamplingTable(capacity.max_running_requests)
+        self._shared_prefixes = SharedPrefixes()
         self._free_slots = list(reversed(range(self.max_rows)))
         self._by_priority = config.schedule_policy == "priority"
 
@@ -186,7 +188,9 @@ class Scheduler:
         self.backlog.measure(self.counters)
         if not plan.decode and not plan.chunks:
             return None
-        batch = build_batch(self.counters.steps, plan.decode, plan.chunks, self._table, self.page_size)
+        batch = build_batch(
+            self.counters.steps, plan.decode, plan.chunks, self._table, self.page_size, plan.shared
+        )
         self._advance(plan)
         self.counters.steps += 1
         self.counters.scheduled_tokens += batch.num_tokens
@@ -207,6 +211,7 @@ class Scheduler:
         while entries > plan.page_indices:  # shared pages count once for each row; those at the end sit out
             entries -= len(rows.pop().pages)
         plan.set_decode(rows, entries)
+        plan.shared = self._shared_prefixes.of(rows)
 
     def _plan_chunk(self, request: Request, plan: StepPlan) -> bool:
         """Add the request's next chunk, as long as the limits allow. False if no page was to be had."""
@@ -300,8 +305,8 @@ class Scheduler:
             request.num_computed_tokens = chunk.end
             self._pages.insert(request, chunk.end)
         if shares:
-            # side by side, rows that share a prefix read it together: all but one find it in the chip's cache
-            self.decoding = dict(sorted(self.decoding.items(), key=lambda each: each[1].pages[0]))
+            # side by side, rows that share a prefix can be a group, and those of nested ones
+            self.decoding = dict(sorted(self.decoding.items(), key=lambda each: each[1].pages))
 
     def process(self, batch: ScheduleBatch, tokens: StepTokens) -> list[TokenOutput]:
         """Take in what a step sampled. Rows of requests that ended meanwhile are ignored."""

@@ -6,6 +6,7 @@ from .batch_builder import Chunk
 from .prompt_logprobs import scored_positions
 from .radix_cache import RadixNode
 from .request import Request
+from .shared_prefixes import SharedPages
 
 PageKey = tuple[RadixNode, bytes]
 
@@ -19,6 +20,7 @@ class StepPlan:
     wanted: int  # positions whose logits can be had
     decode: list[Request] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    shared: SharedPages = SharedPages()  # among the decode rows
     stalled: bool = False  # a running prefill found no page
     # pages that chunks of this step begin with: who would compute the same waits a step and finds it cached
     first_pages: set[PageKey] = field(default_factory=set)

@@ -81,7 +81,8 @@ def launches(architecture: str) -> list[Launch]:
     case = ""
 
     def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        found.append(_launch(case, kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs))
+        keys = f", {kwargs['PART']} keys" if "PART" in kwargs else ""
+        found.append(_launch(case + keys, kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs))
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(JITFunction, "run", record))
@@ -101,6 +102,9 @@ def _cases(target: Target) -> Iterator[tuple[str, Any]]:
         indices = torch.zeros(64, dtype=torch.int32)
         rows = RaggedRows(indices, indices, indices, indices, indices, 16, 16 if decode else 0)
         attention.ragged_paged_attention(q, pages, rows, scale=1.0)
+        if decode:
+            rows = rows._replace(group_rows=indices, shared_pages=indices)
+            attention.ragged_paged_attention(q, pages, rows, scale=1.0)
 
     shapes = [(64, bf16, 16), (128, bf16, 16), (128, bf16, 64), (256, bf16, 64)]
     shapes += [(128, torch.float8_e4m3fn, 64)] if float8 else []

@@ -310,6 +310,24 @@ def check_batch(batch: ScheduleBatch, capacity: RunnerCapacity) -> None:
     others = sampling.slots[given >= 0] if len(given) else slots[:0]
     _require((others == capacity.max_running_requests).all(), "a given token goes into a slot")
     _require(not sampling.asked_ids.size or len(sampling.asked_ids) == len(wanted), "asked_ids")
+    _check_groups(batch, size)
+
+
+def _check_groups(batch: ScheduleBatch, page_size: int) -> None:
+    """Rows of a group have these pages alike, full and none of this step's, and nobody is in two groups."""
+    _require(len(batch.group_rows) == len(batch.shared_pages), "group_rows and shared_pages")
+    _require(len(batch.group_rows) in (0, batch.num_decode_rows), "group_rows")
+    pages_of_rows, grouped = np.zeros_like(batch.shared_pages), 0
+    for first in np.flatnonzero(batch.group_rows).tolist():
+        rows, pages = int(batch.group_rows[first]), int(batch.shared_pages[first])
+        _require(rows > 1 and pages > 0 and first >= grouped, "groups")
+        grouped = first + rows
+        _require(grouped <= batch.num_decode_rows, "group_rows")
+        _require((batch.kv_lens[first:grouped] > pages * page_size).all(), "a group shares a last page")
+        tables = batch.page_offsets[first:grouped, None] + np.arange(pages)
+        _require((np.ptp(batch.page_indices[tables], axis=0) == 0).all(), "a group's pages")
+        pages_of_rows[first:grouped] = pages
+    _require((pages_of_rows == batch.shared_pages).all(), "shared_pages")
 
 
 def _require(good: bool | np.bool_, message: str) -> None:

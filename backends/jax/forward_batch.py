@@ -173,7 +173,9 @@ class Layout:
         got["reshapes"] = counts[3] > 0
         for name in ("masks", "asked_ids"):
             got[name] = got.get(name, nothing).reshape(self.rows, -1)
-        got["rows"] = RaggedRows(**{name: got.get(name, nothing) for name in RaggedRows._fields})
+        got["rows"] = RaggedRows(
+            **{name: got.get(name, nothing) for name in RaggedRows._fields[:-2]}  # without what rows share
+        )
         got["sampling"] = Sampling(**{name: got.get(name, nothing) for name in Sampling._fields})
         return ForwardBatch(**{name: got.get(name, nothing) for name in ForwardBatch._fields})
 

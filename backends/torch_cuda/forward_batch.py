@@ -19,6 +19,18 @@ from ...kernels.paged_attention.rows import RaggedRows
 
 _ALIGNMENT = 4  # words: fields begin at 16 bytes, for which Triton compiles wider loads
 
+# Keys, of all rows together, that need not be read a second time. Of fewer the launch that reads them once a
+# group takes longer than it saves: on an H100, with 8 KV heads of 128.
+_WORTH_SHARING = 16384
+
+
+def worth_sharing(batch: ScheduleBatch, page_size: int) -> bool:
+    """Whether reading shared pages once for all rows of a group makes a step faster."""
+    if not len(batch.group_rows):
+        return False
+    again = batch.shared_pages.sum() - batch.shared_pages[batch.group_rows > 0].sum()
+    return bool(again * page_size >= _WORTH_SHARING)
+
 
 class Sampling(NamedTuple):
     """`SamplingArrays` on the device; fields that the layout's variant lacks are empty."""
@@ -63,7 +75,7 @@ class _Field(NamedTuple):
 @dataclass(frozen=True)
 class Layout:
     """Where each field lies of a step with so many tokens, rows, wanted positions, bias entries, ids whose
-    logprobs each wanted position asks for, and tokens that are given.
+    logprobs each wanted position asks for, and tokens that are given; with what rows share, or without.
 
     A step may be smaller if all its rows decode: the layout's other rows have no keys, write to the page
     after the last usable one and sample into the slot after the last one.
@@ -79,6 +91,7 @@ class Layout:
     given: int
     variant: SamplingVariant
     capacity: RunnerCapacity
+    shares: bool = False
 
     @staticmethod
     def exact(batch: ScheduleBatch, capacity: RunnerCapacity) -> "Layout":
@@ -94,13 +107,16 @@ class Layout:
             given=len(batch.sampling.given_ids),
             variant=batch.variant,
             capacity=capacity,
+            shares=worth_sharing(batch, capacity.page_size),
         )
 
     @staticmethod
-    def decode(bucket: int, variant: SamplingVariant, capacity: RunnerCapacity) -> "Layout":
+    def decode(
+        bucket: int, variant: SamplingVariant, capacity: RunnerCapacity, shares: bool = False
+    ) -> "Layout":
         """The layout of up to `bucket` decode rows."""
         pages = capacity.max_page_indices
-        return Layout(bucket, bucket, bucket, bucket, pages, 0, 0, 0, variant, capacity)
+        return Layout(bucket, bucket, bucket, bucket, pages, 0, 0, 0, variant, capacity, shares)
 
     @cached_property
     def fields(self) -> tuple[_Field, ...]:
@@ -117,6 +133,8 @@ class Layout:
             _Field("logits_rows", wanted, np.int32, 0),
             _Field("slots", wanted, np.int32, capacity.max_running_requests),
         ]
+        if self.shares:
+            fields += [_Field("group_rows", rows, np.int32, 0), _Field("shared_pages", rows, np.int32, 0)]
         if self.variant >= SamplingVariant.SAMPLE:
             fields += [
                 _Field("temperature", wanted, np.float32, 0.0),

@@ -1,8 +1,8 @@
 """Decode steps as captured CUDA graphs: the host launches one graph, not hundreds of kernels.
 
-One graph for each bucket of rows and each sampling variant that it can hold; all draw on one memory
-pool. What changes from step to step lies in one array that every step is copied into; what a graph
-hands out is overwritten by the next.
+One graph for each bucket of rows and each sampling variant that it can hold, and a few for rows that share
+pages; all draw on one memory pool. What changes from step to step lies in one array that every step is copied
+into; what a graph hands out is overwritten by the next.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...engine.batch import SamplingVariant, ScheduleBatch
 from ...engine.runner import RunnerCapacity
-from .forward_batch import Layout, pack_pinned
+from .forward_batch import Layout, pack_pinned, worth_sharing
 from .sampler import Sampled
 from .step import Step
 from .warm_batches import chunks_batch
@@ -38,16 +38,28 @@ def decode_buckets(max_rows: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < max_rows), max_rows)
 
 
+def sharing_buckets(max_rows: int) -> tuple[int, ...]:
+    """Rows that graphs are captured for whose rows share pages: each costs a start, so powers of two."""
+    return (*(1 << power for power in range(4, max_rows.bit_length()) if 1 << power < max_rows), max_rows)
+
+
+class _Key(NamedTuple):
+    bucket: int
+    shares: bool
+    variant: SamplingVariant
+
+
 class DecodeGraphs:
     """The captured graphs of a runner on a GPU."""
 
     def __init__(self, step: Step, capacity: RunnerCapacity, device: torch.device) -> None:
         self._step, self._capacity, self._device = step, capacity, device
-        self._buckets = decode_buckets(capacity.max_running_requests)
-        largest = Layout.decode(self._buckets[-1], _CAPTURED[-1], capacity)
+        rows = capacity.max_running_requests
+        self._buckets = {False: decode_buckets(rows), True: sharing_buckets(rows)}
+        largest = Layout.decode(rows, _CAPTURED[-1], capacity, shares=True)
         self._packed = torch.zeros(largest.size(), dtype=torch.int32, device=device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[tuple[int, SamplingVariant], _Graph] = {}
+        self._graphs: dict[_Key, _Graph] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -55,14 +67,20 @@ class DecodeGraphs:
     def capture(self, quiet: bool = False) -> None:
         """Capture all, the largest first, so that the smaller ones find their memory in the pool. Each step
         runs once before, which compiles its kernels."""
-        keys = [(bucket, variant) for bucket in reversed(self._buckets) for variant in reversed(_CAPTURED)]
+        keys = [
+            _Key(bucket, shares, variant)
+            for shares, buckets in self._buckets.items()
+            for bucket in buckets
+            for variant in _CAPTURED
+        ]
+        keys.sort(reverse=True)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for key in tqdm(
                 keys, desc="capturing", unit="graph", leave=False, dynamic_ncols=True, disable=quiet
             ):
-                self._graphs[key] = self._capture(*key)
+                self._graphs[key] = self._capture(key)
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def fits(self, batch: ScheduleBatch) -> bool:
@@ -73,9 +91,10 @@ class DecodeGraphs:
         """Launch a step. Returns its hidden states and what was sampled, with the bucket's rows; both are
         overwritten by the next step. For a variant that is not captured what was sampled is not to be
         used, and neither are the slots."""
-        bucket = next(size for size in self._buckets if size >= batch.num_tokens)
+        shares = worth_sharing(batch, self._capacity.page_size)
+        bucket = next(size for size in self._buckets[shares] if size >= batch.num_tokens)
         captured = batch.variant if batch.variant in _CAPTURED else SamplingVariant.GREEDY
-        found = self._graphs[bucket, captured]
+        found = self._graphs[_Key(bucket, shares, captured)]
         self._fill(found.layout, batch)
         found.graph.replay()
         return found.hidden, found.sampled
@@ -84,8 +103,9 @@ class DecodeGraphs:
         packed = pack_pinned(layout, batch, self._device)
         self._packed[: len(packed)].copy_(packed, non_blocking=True)
 
-    def _capture(self, bucket: int, variant: SamplingVariant) -> _Graph:
-        layout = Layout.decode(bucket, variant, self._capacity)
+    def _capture(self, key: _Key) -> _Graph:
+        variant = key.variant
+        layout = Layout.decode(key.bucket, variant, self._capacity, key.shares)
         batch = layout.unpack(self._packed[: layout.size()])
         self._fill(layout, chunks_batch([], self._capacity))
         self._step.sample(self._step.logits(self._step.hidden(batch), batch), batch, variant)

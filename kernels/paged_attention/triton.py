@@ -8,7 +8,7 @@ serves any. A KV head's query heads are rows of one product: a key is read once 
 `triton_prefill.py`.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,7 @@ class DecodeSizes(NamedTuple):
     num_warps: int
     num_stages: int
     least: int = 1  # tiles that one program takes
+    lines: int = 16  # of the matrix product: query heads, of several rows where they share keys
 
 
 def decode_sizes(target: Target, head_dim: int, kv_bytes: int, rows: int) -> DecodeSizes:
@@ -58,6 +59,19 @@ def decode_sizes(target: Target, head_dim: int, kv_bytes: int, rows: int) -> Dec
         warps = 2 if head_dim <= 128 else 4
         return DecodeSizes(min(tile, 32), 2, warps, stages(min(ahead, 2)), least=2)
     return DecodeSizes(tile, programs=2, num_warps=4, num_stages=stages(ahead))
+
+
+def shared_sizes(target: Target, head_dim: int, kv_bytes: int) -> DecodeSizes:
+    """Of keys that a group of rows shares: as measured, else as many lines as Hopper's matrix unit takes at
+    least, fewer where so wide sums would not stay in registers."""
+    found = measured(target, "shared_attention", head_dim=head_dim, kv_bytes=kv_bytes)
+    if found:
+        return DecodeSizes(**found)
+    wide, hopper = head_dim * max(kv_bytes, 2) > 256, target.architecture == "sm_90"
+    return DecodeSizes(
+        32 if wide or target.is_amd else 64, programs=1, num_warps=8 if wide else 4,
+        num_stages=stages(1 if target.is_amd else 2), lines=32 if wide and not hopper else 64,
+    )  # fmt: skip
 
 
 class _Scores(NamedTuple):
@@ -131,17 +145,39 @@ def _shapes(q: Tensor, kv_pages: Tensor) -> dict[str, Any]:
 def _launch_decode(
     q: Tensor, kv_pages: Tensor, out: Tensor, sinks: Tensor, rows: RaggedRows, layer: dict[str, Any]
 ) -> None:
-    target = target_of(q.device)
-    lanes = lanes_for(rows.num_decode_rows)
-    sizes = decode_sizes(target, q.shape[2], kv_pages.element_size(), lanes)
-    programs = sizes.programs * target.cores
-    group = triton.next_power_of_2(layer["GROUP"])
+    """One launch, or two for rows that share pages: keys that a group shares, then what is each row's own."""
+    target, lanes = target_of(q.device), lanes_for(rows.num_decode_rows)
+    head_dim, kv_bytes = q.shape[2], kv_pages.element_size()
+    own = decode_sizes(target, head_dim, kv_bytes, lanes)
+    launch = partial(_launch_part, q, kv_pages, out, sinks, rows, layer, target, lanes)
+    if rows.group_rows is None or layer["window"] < NO_WINDOW:
+        launch("all", own, own.tile, None)
+        return
+    shared = shared_sizes(target, head_dim, kv_bytes)
+    left = torch.empty(lanes * q.shape[1] * (layer["DIM_PAD"] + 2), dtype=torch.float32, device=q.device)
+    for part, sizes in (("shared", shared), ("own", own)):
+        launch(part, sizes, max(shared.tile, own.tile), left)
+
+
+def _launch_part(
+    q: Tensor, kv_pages: Tensor, out: Tensor, sinks: Tensor, rows: RaggedRows, layer: dict[str, Any],
+    target: Target, lanes: int, part: str, sizes: DecodeSizes, whole: int, left: Tensor | None,
+) -> None:  # fmt: skip
+    """Attend to a part of the decode rows' keys; a group shares so many that `whole` divides them."""
+    programs, group = sizes.programs * target.cores, layer["GROUP"]
+    query_rows = max(sizes.lines, triton.next_power_of_2(group))
+    members = query_rows // group if part == "shared" else 1
+    lines = triton.next_power_of_2(members * group)
     registers = 4096 * sizes.num_warps  # for the parts that one turn of combining reads
-    scratch = _scratch(q.device, programs, group * layer["DIM_PAD"], group, lanes * layer["KV_HEADS"])
+    acc_size = lines * layer["DIM_PAD"]
+    scratch = _scratch(q.device, programs, acc_size, lines, lanes * layer["KV_HEADS"])
+    nothing = rows.kv_lens
     _decode[(programs,)](
-        q, kv_pages, out, sinks, *scratch, rows.kv_lens, rows.page_indices, rows.page_offsets,
-        num_rows=rows.num_decode_rows, **layer, ROWS=lanes, PROGRAMS=programs, GROUP_PAD=group,
-        QUERY_ROWS=max(16, group), PARTS=power_of_two_within(registers // (group * layer["DIM_PAD"]), 1, 32),
+        q, kv_pages, out, scratch[0] if left is None else left, sinks, *scratch, rows.kv_lens,
+        nothing if left is None else rows.group_rows, nothing if left is None else rows.shared_pages,
+        rows.page_indices, rows.page_offsets, num_rows=rows.num_decode_rows, **layer, PART=part, WHOLE=whole,
+        ROWS=lanes, PROGRAMS=programs, MEMBERS=members, LINES=lines, QUERY_ROWS=query_rows,
+        PARTS=1 if part == "shared" else power_of_two_within(registers // acc_size, 1, 32),
         TILE=sizes.tile, LEAST=sizes.least, num_warps=sizes.num_warps, num_stages=sizes.num_stages,
         **overlapped(target), **OPTIONS,
     )  # fmt: skip
@@ -149,7 +185,7 @@ def _launch_decode(
 
 @cache
 def _scratch(
-    device: torch.device, programs: int, acc_size: int, group: int, heads: int
+    device: torch.device, programs: int, acc_size: int, lines: int, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where programs that share a (row, head) leave their parts, and how many have arrived.
 
@@ -157,7 +193,7 @@ def _scratch(
     """
     return (
         torch.empty(2 * programs, acc_size, dtype=torch.float32, device=device),
-        torch.empty(2 * programs, 2, group, dtype=torch.float32, device=device),
+        torch.empty(2 * programs, 2, lines, dtype=torch.float32, device=device),
         torch.zeros(heads, dtype=torch.int32, device=device),
     )
 
@@ -179,35 +215,37 @@ def _ask_for_tile(
 
 @triton.jit(do_not_specialize=["num_rows", "first_page", "window"])
 def _decode(
-    q, kv, out, sinks, partials, softmaxes, arrivals, kv_lens, page_indices, page_offsets,
-    num_rows, first_page, window, inner, factor, v_scale, q_stride,
+    q, kv, out, left, sinks, partials, softmaxes, arrivals, kv_lens, group_rows, shared_pages, page_indices,
+    page_offsets, num_rows, first_page, window, inner, factor, v_scale, q_stride,
     SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, PROGRAMS: tl.constexpr, GROUP_PAD: tl.constexpr, QUERY_ROWS: tl.constexpr,
-    PARTS: tl.constexpr, TILE: tl.constexpr, LEAST: tl.constexpr, OVERLAP: tl.constexpr,
+    PART: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr,
+    MEMBERS: tl.constexpr, LINES: tl.constexpr, QUERY_ROWS: tl.constexpr, PARTS: tl.constexpr,
+    TILE: tl.constexpr, LEAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One program's share of all (row, head, tile) of the decode rows, taken in that order."""
+    """One program's share of all (row, head, tile) of the decode rows, taken in that order. Where the keys
+    that rows share are read, up to MEMBERS rows of a group are one, at the place of the first."""
     program = tl.program_id(0)
     lane = tl.arange(0, ROWS)
-    lengths = tl.load(kv_lens + lane, mask=lane < num_rows, other=0)
-    first_tiles = tl.maximum(lengths - window, 0) // TILE
-    tiles = tl.cdiv(lengths, TILE) - first_tiles
-    ends = tl.cumsum(tiles, 0)
-    all_tiles = tl.sum(tiles, 0) * KV_HEADS
+    first_tiles, tiles, units = _lines_of(
+        kv_lens, group_rows, shared_pages, lane, num_rows, window, PAGE_SIZE, PART, WHOLE, MEMBERS, TILE
+    )
+    ends = tl.cumsum(tiles * units, 0)
+    all_tiles = tl.sum(tiles * units, 0) * KV_HEADS
     share = tl.maximum(tl.cdiv(all_tiles, PROGRAMS), LEAST)
     at = program * share
     stop = tl.minimum(at + share, all_tiles)
     while at < stop:
         row = tl.sum((ends * KV_HEADS <= at).to(tl.int32), 0)
         row_tiles = tl.sum(tl.where(lane == row, tiles, 0), 0)
-        row_start = (tl.sum(tl.where(lane == row, ends, 0), 0) - row_tiles) * KV_HEADS
-        first_tile = tl.sum(tl.where(lane == row, first_tiles, 0), 0)
+        row_start = tl.sum(tl.where(lane == row, ends - tiles * units, 0), 0) * KV_HEADS
         head = (at - row_start) // row_tiles
         start = row_start + head * row_tiles
         segment_end = tl.minimum(stop, start + row_tiles)
-        tile = first_tile + at - start
+        tile = tl.sum(tl.where(lane == row, first_tiles, 0), 0) + at - start
         table = tl.load(page_offsets + row)
         length = tl.load(kv_lens + row)
+        row, members, head = _unit_of(group_rows, row, head, KV_HEADS, PART, MEMBERS)
         if OVERLAP:
             _ask_for_tile(
                 kv, page_indices, table, head, tile * TILE, length, first_page, KV_HEADS, HEAD_DIM,
@@ -215,55 +253,98 @@ def _decode(
             )  # fmt: skip
         wait_for_previous(OVERLAP)
         top, total, acc = _decode_segment(
-            q, kv, sinks, page_indices, table, row, head, length, tile, tile + segment_end - at, at == start,
-            first_page, window, inner, factor, q_stride, SOFT_CAP, SINKS, KV_HEADS, GROUP, HEAD_DIM,
-            DIM_PAD, PAGE_SIZE, PRECISION, QUERY_ROWS, TILE,
+            q, kv, left, sinks, page_indices, table, row, members, head, length, tile,
+            tile + segment_end - at, at == start, first_page, window, inner, factor, q_stride, SOFT_CAP,
+            SINKS, KV_HEADS, GROUP, HEAD_DIM, DIM_PAD, PAGE_SIZE, PRECISION, PART, ROWS, QUERY_ROWS, TILE,
         )  # fmt: skip
-        place = out + (row * KV_HEADS + head).to(tl.int64) * (GROUP * HEAD_DIM)
         if (at == start) & (segment_end == start + row_tiles):
-            heads = tl.arange(0, QUERY_ROWS)
-            dims = tl.arange(0, DIM_PAD)
-            live = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-            attended = (acc / total[:, None] * v_scale).to(out.dtype.element_ty)
-            tl.store(place + heads[:, None] * HEAD_DIM + dims[None, :], attended, mask=live)
+            _finish(
+                out, left, row, members, head, top, total, acc, v_scale, KV_HEADS, GROUP, HEAD_DIM, DIM_PAD,
+                PART, ROWS, QUERY_ROWS,
+            )  # fmt: skip
         else:
             part = 2 * program + (at != program * share).to(tl.int32)
-            _leave(partials, softmaxes, part, top, total, acc, DIM_PAD, GROUP_PAD, QUERY_ROWS)
+            _leave(partials, softmaxes, part, top, total, acc, DIM_PAD, LINES, QUERY_ROWS)
             last = (start + row_tiles - 1) // share
             arrival = arrivals + row * KV_HEADS + head
             if tl.atomic_add(arrival, 1, sem="acq_rel") == last - start // share:
-                _combine(
-                    place, partials, softmaxes, start, share, last, v_scale, GROUP, HEAD_DIM, DIM_PAD,
-                    GROUP_PAD, PARTS,
-                )  # fmt: skip
                 tl.store(arrival, 0)
+                _combine(
+                    out, left, row, members, head, partials, softmaxes, start, share, last, v_scale, KV_HEADS,
+                    GROUP, HEAD_DIM, DIM_PAD, PART, ROWS, LINES, PARTS,
+                )  # fmt: skip
         at = segment_end
 
 
 @triton.jit
+def _lines_of(
+    kv_lens, group_rows, shared_pages, lane, num_rows, window, PAGE_SIZE: tl.constexpr, PART: tl.constexpr,
+    WHOLE: tl.constexpr, MEMBERS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Of each row the first tile of keys that is met, how many are, and by how many units of rows."""
+    live = lane < num_rows
+    if PART != "all":
+        shared = tl.load(shared_pages + lane, mask=live, other=0) * PAGE_SIZE // WHOLE * (WHOLE // TILE)
+    if PART == "shared":
+        group = tl.load(group_rows + lane, mask=live, other=0)
+        return tl.zeros_like(shared), shared, tl.cdiv(group, MEMBERS)
+    else:
+        lengths = tl.load(kv_lens + lane, mask=live, other=0)
+        if PART == "own":
+            first = shared
+        else:
+            first = tl.maximum(lengths - window, 0) // TILE
+        return first, tl.cdiv(lengths, TILE) - first, tl.full(lane.shape, 1, tl.int32)
+
+
+@triton.jit
+def _unit_of(group_rows, row, head, KV_HEADS: tl.constexpr, PART: tl.constexpr, MEMBERS: tl.constexpr):
+    """First row, rows and KV head, where heads are counted through all units of a row's group."""
+    if PART == "shared":
+        before = head // KV_HEADS * MEMBERS
+        return row + before, tl.minimum(tl.load(group_rows + row) - before, MEMBERS), head % KV_HEADS
+    else:
+        return row, 1, head
+
+
+@triton.jit
 def _decode_segment(
-    q, kv, sinks, page_indices, table, row, head, length, tile, end_tile, begins,
+    q, kv, left, sinks, page_indices, table, row, members, head, length, tile, end_tile, begins,
     first_page, window, inner, factor, q_stride,
     SOFT_CAP: tl.constexpr, SINKS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE_SIZE: tl.constexpr, PRECISION: tl.constexpr,
-    QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
+    PART: tl.constexpr, ROWS: tl.constexpr, QUERY_ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The running softmax of one row and KV head over the tiles `tile:end_tile` of its keys."""
-    heads = tl.arange(0, QUERY_ROWS)
+    """The running softmax of a KV head and `members` rows from `row` on over their tiles `tile:end_tile`."""
+    lines = tl.arange(0, QUERY_ROWS)
     dims = tl.arange(0, DIM_PAD)
-    live = heads < GROUP
-    queries = q + row.to(tl.int64) * q_stride + (head * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :]
+    live = lines < members * GROUP
+    heads = head * GROUP + lines % GROUP
+    queries = q + (row + lines // GROUP).to(tl.int64)[:, None] * q_stride
+    queries += heads[:, None] * HEAD_DIM + dims[None, :]
     query = tl.load(queries, mask=live[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
-    top, total = start_softmax(sinks, head * GROUP + heads, live, begins, QUERY_ROWS, SINKS)
-    acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
+    if PART == "own":
+        resumed = lines < tl.where(begins & (tile > 0), GROUP, 0)
+        top, total = start_softmax(sinks, heads, live, begins & (tile == 0), QUERY_ROWS, SINKS)
+        place = row * (KV_HEADS * GROUP) + heads
+        softmax = left + ROWS * KV_HEADS * GROUP * DIM_PAD + place
+        top = tl.maximum(top, tl.load(softmax, mask=resumed, other=float("-inf")))
+        total += tl.load(softmax + ROWS * KV_HEADS * GROUP, mask=resumed, other=0.0)
+        parts = left + place[:, None] * DIM_PAD + dims[None, :]
+        acc = tl.load(parts, mask=resumed[:, None], other=0.0)
+    else:
+        top, total = start_softmax(sinks, heads, live, begins, QUERY_ROWS, SINKS)
+        acc = tl.zeros([QUERY_ROWS, DIM_PAD], tl.float32)
     for index in range(tile, end_tile):
         keys, values = load_tile(
             kv, page_indices, table, head, index * TILE, length, first_page, KV_HEADS, HEAD_DIM, DIM_PAD,
-            PAGE_SIZE, TILE, True,
+            PAGE_SIZE, TILE, PART != "shared",
         )  # fmt: skip
-        at = index * TILE + tl.arange(0, TILE)
-        seen = ((at < length) & (at >= length - window))[None, :]
-        scores = tl.where(seen, scores_of(query, keys, inner, SOFT_CAP, PRECISION), float("-inf"))
+        scores = scores_of(query, keys, inner, SOFT_CAP, PRECISION)
+        if PART != "shared":
+            at = index * TILE + tl.arange(0, TILE)
+            seen = ((at < length) & (at >= length - window))[None, :]
+            scores = tl.where(seen, scores, float("-inf"))
         top, total, weights, fade = weigh(scores, top, total, factor, False)
         weights, values = weights.to(query.dtype), values.to(query.dtype)
         acc = tl.dot(weights, values, acc * fade[:, None], input_precision=PRECISION)
@@ -271,39 +352,61 @@ def _decode_segment(
 
 
 @triton.jit
+def _finish(
+    out, left, row, members, head, top, total, acc, v_scale,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    PART: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """Store what the heads attend to; of keys that rows share the sums, from which each row goes on."""
+    lines = tl.arange(0, LINES)
+    dims = tl.arange(0, DIM_PAD)
+    live = lines < members * GROUP
+    at = ((row + lines // GROUP) * KV_HEADS + head) * GROUP + lines % GROUP
+    if PART == "shared":
+        tl.store(left + at[:, None] * DIM_PAD + dims[None, :], acc, mask=live[:, None])
+        softmax = left + ROWS * KV_HEADS * GROUP * DIM_PAD + at
+        tl.store(softmax, top, mask=live)
+        tl.store(softmax + ROWS * KV_HEADS * GROUP, total, mask=live)
+    else:
+        attended = (acc / total[:, None] * v_scale).to(out.dtype.element_ty)
+        to = out + at.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(to, attended, mask=live[:, None] & (dims < HEAD_DIM)[None, :])
+
+
+@triton.jit
 def _leave(
-    partials, softmaxes, part, top, total, acc, DIM_PAD: tl.constexpr, GROUP_PAD: tl.constexpr,
+    partials, softmaxes, part, top, total, acc, DIM_PAD: tl.constexpr, LINES: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store a part where the program that arrives last will find it."""
-    heads = tl.arange(0, QUERY_ROWS)
-    live = heads < GROUP_PAD
-    to = partials + (part * GROUP_PAD + heads)[:, None] * DIM_PAD + tl.arange(0, DIM_PAD)[None, :]
+    lines = tl.arange(0, QUERY_ROWS)
+    live = lines < LINES
+    to = partials + (part * LINES + lines)[:, None] * DIM_PAD + tl.arange(0, DIM_PAD)[None, :]
     tl.store(to, acc, mask=live[:, None])
-    tl.store(softmaxes + part * 2 * GROUP_PAD + heads, top, mask=live)
-    tl.store(softmaxes + (part * 2 + 1) * GROUP_PAD + heads, total, mask=live)
+    tl.store(softmaxes + part * 2 * LINES + lines, top, mask=live)
+    tl.store(softmaxes + (part * 2 + 1) * LINES + lines, total, mask=live)
     tl.debug_barrier()  # every thread's stores come before the one thread's release
 
 
 @triton.jit
 def _combine(
-    place, partials, softmaxes, start, share, last, v_scale,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, GROUP_PAD: tl.constexpr,
-    PARTS: tl.constexpr,
+    out, left, row, members, head, partials, softmaxes, start, share, last, v_scale,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    PART: tl.constexpr, ROWS: tl.constexpr, LINES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Put together what programs up to `last` left of the (row, head) that begins at `start`."""
-    heads = tl.arange(0, GROUP_PAD)
+    lines = tl.arange(0, LINES)
     dims = tl.arange(0, DIM_PAD)
-    top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
-    total, acc = tl.zeros([GROUP_PAD], tl.float32), tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    top = tl.full([LINES], float("-inf"), tl.float32)
+    total, acc = tl.zeros([LINES], tl.float32), tl.zeros([LINES, DIM_PAD], tl.float32)
     for first in range(start // share, last + 1, PARTS):
         program = first + tl.arange(0, PARTS)
         live = program <= last
         part = 2 * program + (program * share < start).to(tl.int32)
-        softmax = softmaxes + part[:, None] * 2 * GROUP_PAD + heads[None, :]
+        softmax = softmaxes + part[:, None] * 2 * LINES + lines[None, :]
         tops = tl.load(softmax, mask=live[:, None], other=float("-inf"), cache_modifier=".cg")
-        totals = tl.load(softmax + GROUP_PAD, mask=live[:, None], other=0.0, cache_modifier=".cg")
-        at = (part[:, None] * GROUP_PAD + heads[None, :])[:, :, None] * DIM_PAD + dims[None, None, :]
+        totals = tl.load(softmax + LINES, mask=live[:, None], other=0.0, cache_modifier=".cg")
+        at = (part[:, None] * LINES + lines[None, :])[:, :, None] * DIM_PAD + dims[None, None, :]
         parts = tl.load(partials + at, mask=live[:, None, None], other=0.0, cache_modifier=".cg")
         new_top = tl.maximum(top, tl.max(tops, 0))
         fade = tl.exp2(top - new_top)
@@ -311,7 +414,7 @@ def _combine(
         total = total * fade + tl.sum(totals * weights, 0)
         acc = acc * fade[:, None] + tl.sum(parts * weights[:, :, None], 0)
         top = new_top
-    attended = acc / total[:, None] * v_scale
-    live = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    attended = attended.to(place.dtype.element_ty)
-    tl.store(place + heads[:, None] * HEAD_DIM + dims[None, :], attended, mask=live)
+    _finish(
+        out, left, row, members, head, top, total, acc, v_scale, KV_HEADS, GROUP, HEAD_DIM, DIM_PAD, PART,
+        ROWS, LINES,
+    )  # fmt: skip

@@ -48,7 +48,7 @@ def test_attention(name, options):
         pages[last, :, (rows.kv_lens[row] - 1) % 16 + 1 :, 32:] = np.inf
     if "sinks" in options:
         options["sinks"] = torch.as_tensor(options["sinks"])
-    got = ragged_paged_attention(t(args[0]), t(pages), type(rows)(*map(t, rows)), **options)
+    got = ragged_paged_attention(t(args[0]), t(pages), type(rows)(*map(t, rows[:-2])), **options)
     np.testing.assert_allclose(got.numpy()[:tokens], want[:tokens], atol=2e-5)
 
 

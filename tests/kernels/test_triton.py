@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "operation, at_least",
     [
-        ("attention", 50),
+        ("attention", 80),
         ("rope or embeddings", 21),
         ("norms or gates", 18),
         ("sums", 13),
@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 )
 def test_interpreted_kernels_equal_the_references(operation: str, at_least: int) -> None:
     """In a process of its own: whether Triton interprets or compiles is settled when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels/triton_cases.py", "-k", operation]
+    files = ["tests/kernels/triton_cases.py", "tests/kernels/triton_shared_cases.py"]
+    command = [sys.executable, "-m", "pytest", "-q", *files, "-k", operation]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -67,6 +68,7 @@ def test_every_kernel_compiles_and_stays_in_registers(architecture: str) -> None
     ]  # fmt: skip
     assert len({each.kernel for each in launches}) == (12 if architecture.startswith("gfx") else 13)
     needs = {each.name: script.compiled(each, architecture) for each in launches}
-    assert all(need.registers <= 256 for name, need in needs.items() if "decode" in name), "two fit in a core"
+    two_in_a_core = [need for name, need in needs.items() if "decode" in name and "shared" not in name]
+    assert all(need.registers <= 256 for need in two_in_a_core)
     # a word or two of addresses may go to the stack; a spilled accumulator would be hundreds of bytes
     assert not {name: need for name, need in needs.items() if need.spilled > 16}

@@ -25,6 +25,7 @@ from radixmesh.kernels.linear.triton import LinearSizes, linear, linear_sizes
 from radixmesh.kernels.paged_attention import reference as attention_reference
 from radixmesh.kernels.paged_attention import triton as attention
 from radixmesh.kernels.paged_attention import triton_prefill
+from radixmesh.kernels.paged_attention.rows import RaggedRows
 from radixmesh.kernels.rms_norm import reference as norm_reference
 from radixmesh.kernels.rms_norm import triton as norm
 from radixmesh.kernels.rope_kv_write import reference as rope_reference
@@ -73,11 +74,14 @@ OPTIONS = [
 
 def attend(name, options, *, page_size, heads, kv_heads, head_dim, dtype="float32", pool="float32"):
     """What the kernel and the reference make of a batch whose KV the reference has written."""
-    args, layer_pages, tokens = ragged_case(
-        BATCHES[name], page_size=page_size, heads=heads, kv_heads=kv_heads, head_dim=head_dim, pad_rows=2,
-        pad_tokens=3,
-    )  # fmt: skip
-    q, k, v, kv_pages, rows = args
+    shape = {"page_size": page_size, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    return attend_to(ragged_case(BATCHES[name], pad_rows=2, pad_tokens=3, **shape), options, dtype, pool)
+
+
+def attend_to(case, options, dtype="float32", pool="float32"):
+    """The same of a batch that is given."""
+    (q, k, v, kv_pages, rows), layer_pages, tokens = case
+    heads, head_dim = q.shape[1:]
     q, k, v, kv_pages = (wide(on_device(each, getattr(torch, dtype))) for each in (q, k, v, kv_pages))
     if options.get("sinks"):
         options = dict(options, sinks=draw(heads))
@@ -91,10 +95,14 @@ def attend(name, options, *, page_size, heads, kv_heads, head_dim, dtype="float3
     poison(pages, rows, layer_pages)
     if options.get("sinks") is not None:
         options["sinks"] = on_device(options["sinks"])
-    device_rows = [on_device(each) for each in rows[:-2]]
-    rows = type(rows)(*device_rows, int(rows.num_rows), int(rows.num_decode_rows))
+    rows = to_device(rows, int(rows.num_rows), int(rows.num_decode_rows))
     got = attention.ragged_paged_attention(on_device(q, getattr(torch, dtype)), pages, rows, **options)
     return wide(got)[:tokens], want[:tokens]
+
+
+def to_device(rows, num_rows, num_decode_rows):
+    arrays = {name: on_device(each) for name, each in rows._asdict().items() if each is not None}
+    return RaggedRows(**arrays | {"num_rows": num_rows, "num_decode_rows": num_decode_rows})
 
 
 def stored_new(pages, rows, layer_pages, options):
@@ -177,9 +185,8 @@ def test_padding_rows_of_a_decode_bucket_change_nothing():
     q, k, v, kv_pages, rows = args
     scaled = {"first_page": layer_pages, "scale": 0.1}
     want, pages = attention_reference.ragged_paged_attention(q, k, v, kv_pages, rows, **scaled)
-    fields = [on_device(each) for each in args[4][:-2]]
     got = attention.ragged_paged_attention(
-        on_device(args[0]), on_device(pages), type(args[4])(*fields, 9, 9), first_page=layer_pages, scale=0.1
+        on_device(q), on_device(pages), to_device(rows, 9, 9), first_page=layer_pages, scale=0.1
     )
     np.testing.assert_allclose(wide(got)[:tokens], want[:tokens], atol=3e-5)
 

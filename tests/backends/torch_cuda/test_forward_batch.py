@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from radixmesh.backends.torch_cuda.forward_batch import Layout, pack_pinned
-from radixmesh.backends.torch_cuda.graphs import decode_buckets
+from radixmesh.backends.torch_cuda.forward_batch import Layout, pack_pinned, worth_sharing
+from radixmesh.backends.torch_cuda.graphs import decode_buckets, sharing_buckets
 from radixmesh.backends.torch_cuda.warm_batches import chunks_batch
 from radixmesh.engine.batch import SamplingVariant, ScheduleBatch
 from radixmesh.engine.runner import RunnerCapacity
@@ -60,6 +60,39 @@ def test_rows_that_fill_a_bucket_have_no_keys_and_write_to_nobodys_place() -> No
     assert got["kv_slots"][3:].tolist() == [CAPACITY.num_pages * CAPACITY.page_size] * 5
     assert got["slots"].tolist() == [0, 1, 2, 8, 8, 8, 8, 8]
     assert len(got["page_indices"]) == 3  # no more than the step has is copied
+
+
+def sharing(rows: int, pages: int) -> ScheduleBatch:
+    """Three rows, the last `rows` of which share so many pages."""
+    batch = replace(chunks_batch([1, 1, 1], CAPACITY, SamplingVariant.SAMPLE), num_decode_rows=3)
+    group_rows, shared_pages = np.zeros((2, 3), np.int32)
+    group_rows[3 - rows], shared_pages[3 - rows :] = rows, pages
+    return replace(batch, group_rows=group_rows, shared_pages=shared_pages)
+
+
+def test_groups_arrive_where_the_layout_has_them() -> None:
+    batch = sharing(2, 5000)
+    assert Layout.exact(batch, CAPACITY).shares
+    for layout in (Layout.exact(batch, CAPACITY), Layout.decode(8, SamplingVariant.SAMPLE, CAPACITY, True)):
+        got = unpacked(layout, batch)
+        padding = [0] * (layout.rows - 3)
+        assert got["group_rows"].tolist() == [0, 2, 0, *padding]
+        assert got["shared_pages"].tolist() == [0, 5000, 5000, *padding]
+    got = unpacked(Layout.decode(8, SamplingVariant.SAMPLE, CAPACITY), batch)
+    assert got["group_rows"] is None and got["shared_pages"] is None
+
+
+def test_sharing_is_worth_its_launch_by_the_keys_that_are_not_read_again() -> None:
+    assert not worth_sharing(chunks_batch([1, 1], CAPACITY), 4)
+    assert worth_sharing(sharing(2, 4096), 4) and not worth_sharing(sharing(2, 4095), 4)
+    assert worth_sharing(sharing(3, 2048), 4) and not worth_sharing(sharing(3, 2047), 4)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 256, 1000])
+def test_buckets_of_rows_that_share(rows: int) -> None:
+    buckets = sharing_buckets(rows)
+    assert buckets[-1] == rows and list(buckets) == sorted(set(buckets))
+    assert all(after <= 2 * before for before, after in zip(buckets, buckets[1:], strict=False))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 64, 100, 256, 1000])
