@@ -181,15 +181,33 @@ def batch(
     return Batch(q, pool, rows, pages, layers)
 
 
+def shared(given: Batch, members: int, pages: int) -> Batch:
+    """The batch, each `members` of whose decode rows are a group that begins with the same pages."""
+    table, offsets, count = given.rows.page_indices.clone(), given.rows.page_offsets, given.rows.num_rows
+    row = torch.arange(count, device=DEVICE)
+    first = row - row % members
+    at = torch.arange(pages, device=DEVICE)
+    table[offsets[row, None] + at] = table[offsets[first, None] + at]
+    rows = given.rows._replace(
+        page_indices=table,
+        group_rows=torch.where(row == first, (count - first).clamp(max=members), 0).int(),
+        shared_pages=torch.full_like(row, pages).int(),
+    )
+    return given._replace(rows=rows)
+
+
 def check_attention(shape: Shape, page_size: int) -> None:
     """Ragged batches with all options, against the twin on the same numbers in float32."""
     mixed = [(1, 1000), (1, 7), (1, 4097), (1, 64), (300, 300), (5, 900), (130, 2000), (64, 64)]
     many = [(1, 17 * row % 700 + 1) for row in range(150)]
     sinks = torch.randn(shape.heads, device=DEVICE)
     options: list[dict[str, Any]] = [{}, {"window": 100}, {"soft_cap": 20.0}, {"sinks": sinks, "window": 900}]
-    for name, lengths in (("mixed", mixed), ("decode", many)):
+    groups = [(1, 2049 + 37 * row % 200) for row in range(72)]
+    for name, lengths in (("mixed", mixed), ("decode", many), ("decode, shared", groups)):
         for dtype in (torch.bfloat16, torch.float8_e4m3fn):
             given = batch(shape, lengths, page_size, dtype)
+            if name == "decode, shared":
+                given = shared(given, 20, 2048 // page_size)
             for each in options if dtype == torch.bfloat16 else options[:1]:
                 if dtype.itemsize == 1:
                     each = each | {"k_scale": 0.5, "v_scale": 2.0}
@@ -214,6 +232,23 @@ def prefill_cases() -> Iterator[tuple[str, list[tuple[int, int]]]]:
     yield "a chunk of 2,048 after 6,144", [(2048, 8192)]
     yield "16 chunks of 512", [(512, 512)] * 16
     yield "32 chunks of 64 after 2,048", [(64, 2112)] * 32
+
+
+SHARED_CASES = [(256, 16, 2048, 96), (128, 128, 4096, 96), (64, 16, 2048, 96), (8, 8, 32768, 96)]
+
+
+def time_shared(shape: Shape, page_size: int, ceiling: Ceilings) -> None:
+    """Decode rows of which so many at a time share so many keys, beside some of their own: read once for a
+    group, and by each row."""
+    for rows, members, tokens, own in SHARED_CASES:
+        lengths = [(1, tokens + own)] * rows
+        given = shared(batch(shape, lengths, page_size), members, tokens // page_size)
+        alone = given._replace(rows=given.rows._replace(group_rows=None, shared_pages=None))
+        keys = rows // members * tokens + rows * own
+        for how, each in (("once a group", given), ("by each row", alone)):
+            took = seconds(each.calls(attention.ragged_paged_attention))
+            name = f"{shape.name} decode, {rows} rows, {members} share {tokens:,} keys, read {how}"
+            report(name, took, ceiling, moved=keys * shape.kv_heads * 4 * shape.head_dim)
 
 
 def attention_flops(shape: Shape, lengths: list[tuple[int, int]]) -> float:
@@ -385,7 +420,9 @@ def best(kind: str, grid: list[Any], batches: list[Batch], case: dict[str, int])
 def main() -> None:
     """Parse, check, time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["attention", "small", "sampling"], help="these kernels alone")
+    parser.add_argument(
+        "--only", choices=["attention", "shared", "small", "sampling"], help="these kernels alone"
+    )
     parser.add_argument("--page-size", type=int, default=64)
     parser.add_argument("--sweep", action="store_true", help="search sizes of attention instead")
     parser.add_argument(
@@ -402,9 +439,12 @@ def main() -> None:
         flush=True,
     )
     for shape in SHAPES:
-        if args.only in (None, "attention"):
+        if args.only in (None, "attention", "shared"):
             check_attention(shape, args.page_size)
+        if args.only in (None, "attention"):
             time_attention(shape, args.page_size, ceiling)
+        if args.only in (None, "shared"):
+            time_shared(shape, args.page_size, ceiling)
         if args.only in (None, "small"):
             run_small(shape, ceiling)
         if args.only in (None, "sampling"):

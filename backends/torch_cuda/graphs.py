@@ -39,14 +39,21 @@ def decode_buckets(max_rows: int) -> tuple[int, ...]:
 
 
 def sharing_buckets(max_rows: int) -> tuple[int, ...]:
-    """Rows that graphs are captured for whose rows share pages: each costs a start, so powers of two."""
-    return (*(1 << power for power in range(4, max_rows.bit_length()) if 1 << power < max_rows), max_rows)
+    """Rows that graphs are captured for whose rows share pages: two sizes an octave."""
+    sizes = (each << power for power in range(3, max_rows.bit_length()) for each in (2, 3))
+    return (*(size for size in sizes if size < max_rows), max_rows)
 
 
-class _Key(NamedTuple):
-    bucket: int
-    shares: bool
-    variant: SamplingVariant
+def captured_layouts(capacity: RunnerCapacity) -> list[Layout]:
+    """Of the steps that become graphs, the largest first."""
+    rows = capacity.max_running_requests
+    steps = [(bucket, False) for bucket in decode_buckets(rows)]
+    steps += [(bucket, True) for bucket in sharing_buckets(rows)]
+    return [
+        Layout.decode(bucket, variant, capacity, shares)
+        for bucket, shares in sorted(steps, reverse=True)
+        for variant in reversed(_CAPTURED)
+    ]
 
 
 class DecodeGraphs:
@@ -59,7 +66,7 @@ class DecodeGraphs:
         largest = Layout.decode(rows, _CAPTURED[-1], capacity, shares=True)
         self._packed = torch.zeros(largest.size(), dtype=torch.int32, device=device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[_Key, _Graph] = {}
+        self._graphs: dict[tuple[int, bool, SamplingVariant], _Graph] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -67,20 +74,14 @@ class DecodeGraphs:
     def capture(self, quiet: bool = False) -> None:
         """Capture all, the largest first, so that the smaller ones find their memory in the pool. Each step
         runs once before, which compiles its kernels."""
-        keys = [
-            _Key(bucket, shares, variant)
-            for shares, buckets in self._buckets.items()
-            for bucket in buckets
-            for variant in _CAPTURED
-        ]
-        keys.sort(reverse=True)
+        layouts = captured_layouts(self._capacity)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for key in tqdm(
-                keys, desc="capturing", unit="graph", leave=False, dynamic_ncols=True, disable=quiet
+            for layout in tqdm(
+                layouts, desc="capturing", unit="graph", leave=False, dynamic_ncols=True, disable=quiet
             ):
-                self._graphs[key] = self._capture(key)
+                self._graphs[layout.rows, layout.shares, layout.variant] = self._capture(layout)
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def fits(self, batch: ScheduleBatch) -> bool:
@@ -94,7 +95,7 @@ class DecodeGraphs:
         shares = worth_sharing(batch, self._capacity.page_size)
         bucket = next(size for size in self._buckets[shares] if size >= batch.num_tokens)
         captured = batch.variant if batch.variant in _CAPTURED else SamplingVariant.GREEDY
-        found = self._graphs[_Key(bucket, shares, captured)]
+        found = self._graphs[bucket, shares, captured]
         self._fill(found.layout, batch)
         found.graph.replay()
         return found.hidden, found.sampled
@@ -103,19 +104,17 @@ class DecodeGraphs:
         packed = pack_pinned(layout, batch, self._device)
         self._packed[: len(packed)].copy_(packed, non_blocking=True)
 
-    def _capture(self, key: _Key) -> _Graph:
-        variant = key.variant
-        layout = Layout.decode(key.bucket, variant, self._capacity, key.shares)
+    def _capture(self, layout: Layout) -> _Graph:
         batch = layout.unpack(self._packed[: layout.size()])
         self._fill(layout, chunks_batch([], self._capacity))
-        self._step.sample(self._step.logits(self._step.hidden(batch), batch), batch, variant)
+        self._step.sample(self._step.logits(self._step.hidden(batch), batch), batch, layout.variant)
         torch.cuda.synchronize(self._device)
         # not torch.cuda.graph(), which may collect Python's garbage before each of many captures
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # NCCL's own thread may go on
         try:
             hidden = self._step.hidden(batch)
-            sampled = self._step.sample(self._step.logits(hidden, batch), batch, variant)
+            sampled = self._step.sample(self._step.logits(hidden, batch), batch, layout.variant)
         finally:
             graph.capture_end()
         return _Graph(layout, graph, hidden, sampled)

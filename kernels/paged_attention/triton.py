@@ -74,6 +74,17 @@ def shared_sizes(target: Target, head_dim: int, kv_bytes: int) -> DecodeSizes:
     )  # fmt: skip
 
 
+def own_sizes(target: Target, head_dim: int, kv_bytes: int) -> DecodeSizes:
+    """Of the keys that each row of a group has to itself, which may be few: small programs, whose loads wait
+    less for each other."""
+    found = measured(target, "own_attention", head_dim=head_dim, kv_bytes=kv_bytes)
+    if found:
+        return DecodeSizes(**found)
+    if target.is_amd or head_dim > 128:
+        return decode_sizes(target, head_dim, kv_bytes, 256)
+    return DecodeSizes(32, programs=4, num_warps=2, num_stages=stages(2))
+
+
 class _Scores(NamedTuple):
     """How a product q @ k becomes an exponent of 2: `factor * product`, or with a soft cap
     `factor * tanh(inner * product)`."""
@@ -147,16 +158,16 @@ def _launch_decode(
 ) -> None:
     """One launch, or two for rows that share pages: keys that a group shares, then what is each row's own."""
     target, lanes = target_of(q.device), lanes_for(rows.num_decode_rows)
-    head_dim, kv_bytes = q.shape[2], kv_pages.element_size()
-    own = decode_sizes(target, head_dim, kv_bytes, lanes)
-    launch = partial(_launch_part, q, kv_pages, out, sinks, rows, layer, target, lanes)
+    case = target, q.shape[2], kv_pages.element_size()
+    attend = partial(_launch_part, q, kv_pages, out, sinks, rows, layer, target)
     if rows.group_rows is None or layer["window"] < NO_WINDOW:
-        launch("all", own, own.tile, None)
+        attend(lanes, "all", decode_sizes(*case, lanes), 1, None)
         return
-    shared = shared_sizes(target, head_dim, kv_bytes)
+    lanes = max(lanes, 256)  # to be compiled less often: a step that shares is long enough not to mind
+    shared, own = shared_sizes(*case), own_sizes(*case)
     left = torch.empty(lanes * q.shape[1] * (layer["DIM_PAD"] + 2), dtype=torch.float32, device=q.device)
     for part, sizes in (("shared", shared), ("own", own)):
-        launch(part, sizes, max(shared.tile, own.tile), left)
+        attend(lanes, part, sizes, max(shared.tile, own.tile), left)
 
 
 def _launch_part(
