@@ -158,12 +158,13 @@ def sweep(model: str, counts: list[int], ceiling: Ceilings) -> None:
         moved = product.matrices[0].nbytes
         report(f"{model} {name}, {rows} rows, library", least, ceiling, moved=moved)
         for sizes in grid():
-            with patch.object(linear, "linear_sizes", lambda *_, sizes=sizes, **__: sizes):
+            chosen = {"linear_sizes": lambda *_, sizes=sizes, **__: sizes}
+            with patch.multiple(linear, **chosen, summed_sizes=chosen["linear_sizes"]):
                 if is_right(product, sizes):
                     taken[sizes] = seconds(product.calls(linear.linear), 7)
         for sizes in sorted(taken, key=lambda each: taken[each])[:4]:
             outputs, inputs = product.matrices[0].shape
-            entry = {"outputs": outputs, "inputs": inputs, "rows": max(16, rows)} | sizes._asdict()
+            entry = {"outputs": outputs, "inputs": inputs, "rows": max(8 if "onto" in product.options else 16, rows)} | sizes._asdict()
             took = taken[sizes]
             print(f"  {took * 1e6:7.2f} us, {least / took:.2f}x {json.dumps(entry)}", flush=True)
 

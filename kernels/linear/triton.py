@@ -3,7 +3,8 @@
 With few rows a product is a stream of its matrix through the cores, and what stands around it - a norm, a
 gate, an addition, each with a launch of its own - costs as much as several megabytes of it. Every program
 streams some rows of the matrix; the norm's scale, one number a row of x, is found on the way and multiplied
-in at the end. Of many rows the vendor's library is faster, and their neighbours cost little beside them.
+in at the end. Without norm and gate each warp has its own part of the sum, and reads no other's. Of many rows
+the vendor's library is faster, and their neighbours cost little beside them.
 """
 
 from typing import Literal, NamedTuple
@@ -61,6 +62,21 @@ def linear_sizes(
     )
 
 
+def summed_sizes(target: Target, shape: tuple[int, int], rows: int) -> LinearSizes | None:
+    """For a matrix [out, in] and up to 16 rows, without norm and gate. None where there are none."""
+    outputs, inputs = shape
+    found = measured(target, "linear", outputs=outputs, inputs=inputs, rows=rows)
+    if found:
+        return LinearSizes(**found)
+    columns, depth = 16, min(512, inputs & -inputs)
+    if rows > min(16, FEW_ROWS) or outputs % columns or depth < 32:
+        return None
+    room = (target.shared_bytes - 1024) // (2 * (columns + rows))
+    return LinearSizes(
+        columns, depth, min(4, depth // 16), 1 if target.is_amd else max(1, min(4, room // depth))
+    )
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -71,8 +87,14 @@ def linear(
     onto: Tensor | None = None,
 ) -> Tensor:
     """Arguments and result as in `torch_ref.py`; all are contiguous."""
-    target, rows = target_of(x.device), max(16, triton.next_power_of_2(len(x)))
+    target, rows = target_of(x.device), triton.next_power_of_2(len(x))
     shape = (weight.shape[0], weight.shape[1])
+    if norm is None and gate is None:
+        few = max(16 if target.is_amd else 8, rows)  # which its products take at least
+        sizes = summed_sizes(target, shape, few)
+        if sizes is not None:
+            return _launch_summed(x, weight, bias, onto, few, sizes, target)
+    rows = max(16, rows)
     sizes = linear_sizes(target, shape, rows, normed=norm is not None, gated=gate is not None)
     if sizes is None:
         return _many_rows(x, weight, bias, norm, gate, onto)
@@ -85,6 +107,21 @@ def linear(
         NORM=norm is not None, BIAS=bias is not None, GATE=gate or "", ONTO=onto is not None,
         PRECISION="ieee", num_warps=sizes.num_warps, num_stages=sizes.num_stages, **overlapped(target),
         **OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def _launch_summed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, rows: int, sizes: LinearSizes,
+    target: Target,
+) -> Tensor:  # fmt: skip
+    outputs, inputs = weight.shape
+    out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device) if onto is None else onto
+    _summed[(outputs // sizes.columns,)](
+        x, weight, weight if bias is None else bias, out, len(x), OUTPUTS=outputs, INPUTS=inputs, ROWS=rows,
+        COLUMNS=sizes.columns, DEPTH=sizes.depth, WARPS=sizes.num_warps, BIAS=bias is not None,
+        ONTO=onto is not None, PRECISION="ieee", num_warps=sizes.num_warps, num_stages=sizes.num_stages,
+        **overlapped(target), **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -102,6 +139,14 @@ def _many_rows(
     return y if gate is None else gated_activation(y, gate)
 
 
+@triton.jit
+def _ask_for_beginnings(weight, column, INPUTS: tl.constexpr, OVERLAP: tl.constexpr):
+    """The first four lines of those rows of the matrix that make `column`; more was slower."""
+    each: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth  # elements of a line
+    ahead = tl.minimum(each * tl.arange(0, 4), INPUTS - 1)
+    ask_for(weight + column.to(tl.int64)[:, None] * INPUTS + ahead[None, :], OVERLAP)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _linear(
     x, weight, bias, norm, out, rows, eps, offset,
@@ -116,9 +161,7 @@ def _linear(
     live = (line < rows)[:, None]
     lines = x + line[:, None] * INPUTS + at[None, :]
     streams = weight + column.to(tl.int64)[None, :] * INPUTS + at[:, None]
-    each: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth  # elements of a line
-    ahead = tl.minimum(each * tl.arange(0, 4), INPUTS - 1)  # the stream's beginning; more was slower
-    ask_for(weight + column.to(tl.int64)[:, None] * INPUTS + ahead[None, :], OVERLAP)
+    _ask_for_beginnings(weight, column, INPUTS, OVERLAP)
     wait_for_previous(OVERLAP)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     second = tl.zeros([ROWS, COLUMNS], tl.float32)  # what the gate lets through
@@ -146,6 +189,41 @@ def _linear(
             second += tl.load(bias + OUTPUTS + column).to(tl.float32)[None, :]
         acc = activated(acc, GATE == "silu") * second
     to = out + line[:, None] * OUTPUTS + column[None, :]
+    if ONTO:
+        acc += tl.load(to, mask=live, other=0.0).to(tl.float32)
+    tl.store(to, acc.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _summed(
+    x, weight, bias, out, rows,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, WARPS: tl.constexpr, BIAS: tl.constexpr, ONTO: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Some columns of the result, for all rows of x. The first axis are the warps, of which each sums up its
+    own part; the product is turned, so that it is the matrix that fills the 16 rows of the cores' products."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    line = tl.arange(0, ROWS)
+    live = (line < rows)[None, :]
+    part: tl.constexpr = DEPTH // WARPS
+    at = tl.arange(0, WARPS)[:, None] * part + tl.arange(0, part)[None, :]
+    lines = x + line[None, None, :] * INPUTS + at[:, :, None]
+    streams = weight + column.to(tl.int64)[None, :, None] * INPUTS + at[:, None, :]
+    given_live = tl.broadcast_to(live[:, None, :], [WARPS, part, ROWS])
+    _ask_for_beginnings(weight, column, INPUTS, OVERLAP)
+    wait_for_previous(OVERLAP)
+    parts = tl.zeros([WARPS, COLUMNS, ROWS], tl.float32)
+    for start in range(0, INPUTS, DEPTH):
+        matrix = tl.load(streams + start, eviction_policy="evict_first")
+        given = tl.load(lines + start, mask=given_live, other=0.0)
+        parts = tl.dot(matrix, given, parts, input_precision=PRECISION)
+    let_next_start(OVERLAP)
+    acc = tl.sum(parts, 0)
+    if BIAS:
+        acc += tl.load(bias + column).to(tl.float32)[:, None]
+    to = out + line[None, :] * OUTPUTS + column[:, None]
+    live = tl.broadcast_to(live, [COLUMNS, ROWS])
     if ONTO:
         acc += tl.load(to, mask=live, other=0.0).to(tl.float32)
     tl.store(to, acc.to(out.dtype.element_ty), mask=live)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from radixmesh.kernels import tuning
-from radixmesh.kernels.linear.triton import LinearSizes, linear_sizes
+from radixmesh.kernels.linear.triton import LinearSizes, linear_sizes, summed_sizes
 from radixmesh.kernels.paged_attention.triton import DecodeSizes, decode_sizes
 from radixmesh.kernels.paged_attention.triton_prefill import PrefillSizes, prefill_sizes
 from radixmesh.kernels.tuning import Target
@@ -45,6 +45,12 @@ def test_products_fit_into_shared_memory_and_divide_their_matrix(architecture: s
             columns = sizes.columns << gated
             assert shape[0] % columns == 0 and shape[1] % sizes.depth == 0
             buffered = sizes.num_stages * 2 * sizes.depth * (columns + rows)
+            assert target.is_amd or buffered <= target.shared_bytes
+        if rows <= 16:
+            summed = summed_sizes(target, shape, rows)
+            assert summed is not None and summed.depth % (16 * summed.num_warps) == 0
+            assert shape[0] % summed.columns == 0 and shape[1] % summed.depth == 0
+            buffered = summed.num_stages * 2 * summed.depth * (summed.columns + rows)
             assert target.is_amd or buffered <= target.shared_bytes
     assert all(rows > 16 and shape[0] * shape[1] < 64 << 20 for shape in none)
 

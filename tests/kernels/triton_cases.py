@@ -21,7 +21,7 @@ from radixmesh.kernels.gated_activation import triton as gate
 from radixmesh.kernels.linear import reference as linear_reference
 from radixmesh.kernels.linear import triton as few_rows
 from radixmesh.kernels.linear.torch_ref import Norm
-from radixmesh.kernels.linear.triton import LinearSizes, linear, linear_sizes
+from radixmesh.kernels.linear.triton import LinearSizes, linear, linear_sizes, summed_sizes
 from radixmesh.kernels.paged_attention import reference as attention_reference
 from radixmesh.kernels.paged_attention import triton as attention
 from radixmesh.kernels.paged_attention import triton_prefill
@@ -442,9 +442,9 @@ def test_products_of_few_rows(rows, outputs, inputs, options):
     norm = (draw(inputs), 1e-2, 1.0) if options.get("norm") else None
     onto = draw(rows, outputs) if options.get("onto") else None
     want = linear_reference.linear(x, weight, bias, norm=norm, gate=options.get("gate"), onto=onto)
-    assert linear_sizes(
-        target_of(DEVICE), (outputs, inputs), 16, normed="norm" in options, gated="gate" in options
-    ), "no kernel is tested"
+    shape, kinds = (outputs, inputs), {"normed": "norm" in options, "gated": "gate" in options}
+    assert linear_sizes(target_of(DEVICE), shape, 16, **kinds), "no kernel is tested"
+    assert summed_sizes(target_of(DEVICE), shape, 16), "no kernel is tested"
     got = linear(
         on_device(x), on_device(weight), None if bias is None else on_device(bias), gate=options.get("gate"),
         norm=None if norm is None else Norm(on_device(norm[0]), *norm[1:]),
