@@ -164,7 +164,8 @@ def sweep(model: str, counts: list[int], ceiling: Ceilings) -> None:
                     taken[sizes] = seconds(product.calls(linear.linear), 7)
         for sizes in sorted(taken, key=lambda each: taken[each])[:4]:
             outputs, inputs = product.matrices[0].shape
-            entry = {"outputs": outputs, "inputs": inputs, "rows": max(8 if "onto" in product.options else 16, rows)} | sizes._asdict()
+            lines = max(8 if "onto" in product.options else 16, rows)
+            entry = {"outputs": outputs, "inputs": inputs, "rows": lines} | sizes._asdict()
             took = taken[sizes]
             print(f"  {took * 1e6:7.2f} us, {least / took:.2f}x {json.dumps(entry)}", flush=True)
 

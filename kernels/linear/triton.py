@@ -202,7 +202,7 @@ def _summed(
     PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Some columns of the result, for all rows of x. The first axis are the warps, of which each sums up its
-    own part; the product is turned, so that it is the matrix that fills the 16 rows of the cores' products."""
+    own part; the product is turned, so that the matrix fills the 16 rows of the cores' products."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     line = tl.arange(0, ROWS)
     live = (line < rows)[None, :]
