@@ -33,10 +33,11 @@ class SharedPrefixes:
         New rows cost a search, others not: neighbours have the same pages in common as long as both decode.
         """
         if rows != self._rows:
+            # of two rows that share, the later one found its prefix in the tree
+            pairs = pairwise(rows) if any(row.num_cached_tokens for row in rows) else ()
             known = self._common
             self._common = {
-                pair: common_pages(*pair) if (found := known.get(pair)) is None else found
-                for pair in pairwise(rows)
+                pair: common_pages(*pair) if (found := known.get(pair)) is None else found for pair in pairs
             }
             self._rows, self._found = rows, _groups_of(self._common.values())
         return self._found

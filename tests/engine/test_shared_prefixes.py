@@ -11,10 +11,10 @@ from tests.engine.driving import Run, make_engine, make_request
 
 
 def decoding(tables):
-    """Requests that hold these pages of the tree."""
+    """Requests that hold these pages of the tree; all but the first found some there."""
     rows = [make_request(turn, [1]) for turn in range(len(tables))]
     for row, pages in zip(rows, tables, strict=True):
-        row.pages, row.num_tree_pages = pages, len(pages)
+        row.pages, row.num_tree_pages, row.num_cached_tokens = pages, len(pages), int(row is not rows[0])
     return rows
 
 
@@ -141,6 +141,17 @@ def test_groups_hold_while_requests_come_are_preempted_and_leave():
     run.all()
     assert engine.stats().preemptions > 5
     assert sum(len(batch.group_rows) > 0 for batch in watched.batches) > len(watched.batches) // 4
+
+
+def test_rows_of_which_none_was_cached_are_not_searched():
+    rows = decoding([[7, 8, 20], [7, 8, 21], [7, 8, 22]])
+    for row in rows:
+        row.num_cached_tokens = 0
+    shared = SharedPrefixes()
+    assert not len(shared.of(rows).group_rows)
+    rows[2].num_cached_tokens = 1
+    assert not len(shared.of(rows).group_rows)  # as long as the same decode
+    assert shared.of(rows[1:]).group_rows.tolist() == [2, 0]
 
 
 def test_what_is_found_is_kept_until_other_rows_decode():
