@@ -220,7 +220,8 @@ def _ask_for_tile(
     at = start + tl.arange(0, TILE)
     page = tl.load(page_indices + table + at // PAGE_SIZE, mask=at < length, other=0)
     line = ((first_page + page) * KV_HEADS + head) * PAGE_SIZE + at % PAGE_SIZE
-    lines = tl.minimum(tl.arange(0, tl.constexpr(max(1, 2 * DIM_PAD // each))) * each, 2 * HEAD_DIM - 1)
+    count: tl.constexpr = 2 * DIM_PAD // each if 2 * DIM_PAD > each else 1
+    lines = tl.minimum(tl.arange(0, count) * each, 2 * HEAD_DIM - 1)
     ask_for(kv + line.to(tl.int64)[:, None] * (2 * HEAD_DIM) + lines[None, :], True)
 
 
