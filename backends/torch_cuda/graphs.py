@@ -73,7 +73,7 @@ class DecodeGraphs:
 
     def capture(self, quiet: bool = False) -> None:
         """Capture all, the largest first, so that the smaller ones find their memory in the pool. Each step
-        runs once before, which compiles its kernels."""
+        runs once before, which loads what it needs."""
         layouts = captured_layouts(self._capacity)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -89,6 +89,14 @@ class _Places:
         raise KeyError(param.name)
 
 
+def empty_weights(
+    spec: ModelSpec, params: tuple[ParamSpec, ...], dtype: torch.dtype, device: torch.device, ranks: Ranks
+) -> Weights:
+    """Uninitialised."""
+    places = _Places(spec, params, dtype, device, ranks)
+    return Weights(places.outer, places.layers)
+
+
 def load_weights(
     spec: ModelSpec, params: tuple[ParamSpec, ...], weights: Iterator[Weight], dtype: torch.dtype,
     device: torch.device, ranks: Ranks,

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...engine.batch import U32, SamplingVariant, ScheduleBatch, StepTokens
 from ...engine.config import Choice, EngineConfig
 from ...engine.errors import ConfigError
-from ...engine.runner import ModelInfo, RunnerCapacity
+from ...engine.runner import ModelInfo
 from ..models.spec import ModelSpec
 from .decoder import Decoder
 from .forward_batch import ForwardBatch, Layout, pack_pinned
@@ -25,7 +25,7 @@ from .rank_sums import start_sums
 from .ranks import Ranks
 from .sampler import Masks, Sampled
 from .step import Step
-from .warm_batches import chunks_batch
+from .warm_batches import eager_batches
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ class TorchRunner:
     def _compile_and_capture(self) -> None:
         assert self._step is not None
         started = time.monotonic()
-        for batch in _warm_batches(self.capacity, self._context_length):
+        for batch in eager_batches(self.capacity, self._context_length):
             self.forward([batch]).result()
         if twins := self._step.operations.twins:
             print(f"no decode graphs, because PyTorch runs {', '.join(twins)}", file=sys.stderr)
@@ -168,17 +168,3 @@ class TorchRunner:
         done = torch.cuda.Event()
         done.record()
         return Launched(host, done)
-
-
-def _warm_batches(capacity: RunnerCapacity, context_length: int) -> Iterator[ScheduleBatch]:
-    """Steps without graphs that between them need every kernel: one long prompt, and many short ones."""
-    tokens = min(capacity.max_step_tokens, capacity.num_pages * capacity.page_size)
-    yield chunks_batch([min(tokens, context_length)], capacity)
-    rows = min(16, capacity.max_running_requests)
-    while True:
-        length = max(min(tokens // rows, capacity.page_size), 1)
-        for variant in SamplingVariant:
-            yield chunks_batch([length] * rows, capacity, variant)
-        if rows == capacity.max_running_requests:
-            return
-        rows = min(rows * 4, capacity.max_running_requests)

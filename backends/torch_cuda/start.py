@@ -16,6 +16,7 @@ from ..models.source import source_of
 from ..models.spec import ModelSpec
 from ..models.weights import iterate_params
 from ..resolve import torch_device
+from .compile_ahead import compile_ahead
 from .loader import dummy_weights, load_weights
 from .pages import GIB, free_memory
 from .ranked_runner import RankedRunner
@@ -52,11 +53,12 @@ def build_rank(
     params = param_table(spec)
     dtype = getattr(torch, config.dtype)
     _check_room(config, info, _weight_bytes(spec, params, ranks, dtype), free_memory(device))
-    if config.load_format == "dummy":
-        weights = dummy_weights(spec, params, config.random_seed or 0, dtype, device, ranks)
-    else:
-        stored = iterate_params(spec, params, open_checkpoint(source))
-        weights = load_weights(spec, params, stored, dtype, device, ranks)
+    with compile_ahead(config, info, spec, params, device, ranks):
+        if config.load_format == "dummy":
+            weights = dummy_weights(spec, params, config.random_seed or 0, dtype, device, ranks)
+        else:
+            stored = iterate_params(spec, params, open_checkpoint(source))
+            weights = load_weights(spec, params, stored, dtype, device, ranks)
     runner = TorchRunner(config, info, spec, weights, device, choices, ranks)
     ranks.wait()
     return runner

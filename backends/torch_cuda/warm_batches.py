@@ -1,6 +1,6 @@
 """Made-up steps, run before the first real one so that kernels are compiled and memory is in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -52,6 +52,20 @@ def chunks_batch(
         constrained=none,
         sampling=sampling,
     )
+
+
+def eager_batches(capacity: RunnerCapacity, context_length: int) -> Iterator[ScheduleBatch]:
+    """Steps without graphs that between them need every kernel: one long prompt, and many short ones."""
+    tokens = min(capacity.max_step_tokens, capacity.num_pages * capacity.page_size)
+    yield chunks_batch([min(tokens, context_length)], capacity)
+    rows = min(16, capacity.max_running_requests)
+    while True:
+        length = max(min(tokens // rows, capacity.page_size), 1)
+        for variant in SamplingVariant:
+            yield chunks_batch([length] * rows, capacity, variant)
+        if rows == capacity.max_running_requests:
+            return
+        rows = min(rows * 4, capacity.max_running_requests)
 
 
 def _i32(values: Sequence[int]) -> np.ndarray:
