@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -51,8 +51,11 @@ def compile_ahead(
     began, quiet = time.monotonic(), ranks.rank > 0
     compilers = Compilers(device, max((os.cpu_count() or 1) // ranks.size, 1))
     try:
-        with compilers.instead_of_launches(), suppress(torch.OutOfMemoryError):
-            take_steps(config, info, spec, params, device, ranks)
+        try:
+            with compilers.instead_of_launches():
+                take_steps(config, info, spec, params, device, ranks)
+        except Exception as error:  # out of memory, for one: then the warm-up compiles
+            logger.warning("not all kernels are compiled ahead, so the start takes longer: %s", error)
         torch.cuda.empty_cache()
         yield
         loaded = time.monotonic()
@@ -134,7 +137,7 @@ def take_steps(
     for layout, batch in _steps(capacity, info.context_length):
         on_device = layout.unpack(pack_pinned(layout, batch, device).to(device))
         step.hidden(on_device)
-        logits = torch.empty(layout.wanted, spec.vocab_size, dtype=dtype, device=device)
+        logits = torch.zeros(layout.wanted, spec.vocab_size, dtype=dtype, device=device)
         if layout.variant == SamplingVariant.GREEDY:
             operations.greedy(logits)
             continue
