@@ -27,7 +27,7 @@ from ..models.params import ParamSpec
 from ..models.spec import ModelSpec
 from .decoder import Decoder
 from .forward_batch import Layout, pack_pinned
-from .graphs import decode_buckets
+from .graphs import captured_layouts
 from .loader import empty_weights
 from .operations import operations_for
 from .pages import capacity_of, empty_state
@@ -149,10 +149,11 @@ def take_steps(
 
 
 def _steps(capacity: RunnerCapacity, context_length: int) -> Iterator[tuple[Layout, ScheduleBatch]]:
-    """Those of the warm-up: of graphs one a bucket, for what samples is the same in all."""
+    """Those of the warm-up: of graphs the greedy ones, for the kernels that sample are the same in all."""
     nobody = chunks_batch([], capacity)
-    for rows in decode_buckets(capacity.max_running_requests):
-        yield Layout.decode(rows, SamplingVariant.GREEDY, capacity), nobody
+    for layout in captured_layouts(capacity):
+        if layout.variant == SamplingVariant.GREEDY:
+            yield layout, nobody
     for batch in eager_batches(capacity, context_length):
         yield Layout.exact(batch, capacity), batch
 

@@ -31,6 +31,7 @@ from radixmesh.backends.torch_cuda.warm_batches import chunks_batch
 from radixmesh.engine.batch import SamplingVariant
 from radixmesh.engine.config import EngineConfig
 from radixmesh.engine.runner import ModelInfo
+from radixmesh.kernels.embedding import triton as embedding
 from radixmesh.kernels.gated_activation import triton as gated_activation
 from radixmesh.kernels.linear import triton as linear
 from radixmesh.kernels.paged_attention import triton as paged_attention
@@ -61,7 +62,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.add((kernel.__name__, *kinds, *sorted(given.items())))
 
     monkeypatch.setattr(JITFunction, "run", record)
-    for module in (gated_activation, linear, paged_attention, rms_norm, rope_kv_write):
+    for module in (embedding, gated_activation, linear, paged_attention, rms_norm, rope_kv_write):
         monkeypatch.setattr(module, "target_of", lambda device: Target("sm_90", 132))
     monkeypatch.setattr(compile_ahead, "operations_for", lambda device, strict: operations_for(GPU, strict))
     return found
@@ -100,6 +101,9 @@ def test_no_step_launches_what_was_not_compiled(name: str, tmp_path: Path, seen:
             logits = step.logits(step.hidden(on_device), on_device)
             step.sample(logits, on_device, variant)
             step.sample(logits, on_device, variant, Masks(torch.tensor([0]), torch.full((1, 5), -1)))
+    for rows in (1, 5, 17, 33, 40):  # that share pages
+        layout = Layout.decode(rows, SamplingVariant.GREEDY, capacity, shares=True)
+        step.hidden(layout.unpack(pack_pinned(layout, chunks_batch([], capacity), CPU)))
     assert len(compiled) > 15 and seen <= compiled
 
 
