@@ -1,8 +1,8 @@
 """The kernels of a run, compiled side by side while its weights are on their way to the device.
 
 Which ones those are is found by taking steps like the warm-up's, with weights that hold anything and one
-layer of each kind. Triton asks us before it compiles: we let threads do so, upon which it launches nothing.
-What is missed here, or fails, meets the compiler again in the warm-up, and there failures are dealt with.
+layer of each kind. Triton asks us before it compiles: we say that threads will, upon which it launches
+nothing. What is missed here, or fails, meets the compiler again in the warm-up, and is dealt with there.
 """
 
 import logging
@@ -76,24 +76,33 @@ class Compilers:
 
     def __init__(self, device: torch.device, count: int) -> None:
         self._threads = ThreadPoolExecutor(count, "compile", torch.cuda.set_device, (device,))
-        self.kernels: dict[tuple[str, str], Future[Any]] = {}
+        self.kernels: list[Future[bool]] = []
 
     @contextmanager
     def instead_of_launches(self) -> Iterator[None]:
-        """Compile what the body launches for the first time, and launch nothing of it."""
+        """Launch nothing that the body launches for the first time, and compile it after the body: what was
+        compiled meanwhile would run on what others had not computed."""
         from triton import knobs
 
+        wanted: dict[tuple[str, str], tuple[Any, str]] = {}
+
+        def take_over(*, key: str, fn: Any, compile: Any, **told: Any) -> bool:
+            """Triton's question whether somebody else compiles."""
+            wanted[fn.name, key] = fn.jit_function, compile["specialization_data"]
+            return True
+
         before = knobs.runtime.jit_cache_hook
-        knobs.runtime.jit_cache_hook = self._take_over
+        knobs.runtime.jit_cache_hook = take_over
         try:
             yield
         finally:
             knobs.runtime.jit_cache_hook = before
+            self.kernels += [self._threads.submit(_compile, *each) for each in wanted.values()]
 
     def wait(self, quiet: bool) -> None:
         """Until all are compiled. Shows progress on stderr."""
         for _ in tqdm(
-            as_completed(self.kernels.values()), total=len(self.kernels), desc="compiling", unit="kernel",
+            as_completed(self.kernels), total=len(self.kernels), desc="compiling", unit="kernel",
             leave=False, dynamic_ncols=True, disable=quiet,
         ):  # fmt: skip
             pass
@@ -101,15 +110,6 @@ class Compilers:
     def close(self) -> None:
         """Compile nothing more."""
         self._threads.shutdown(cancel_futures=True)
-
-    def _take_over(self, *, key: str, fn: Any, compile: Any, is_manual_warmup: bool, **told: Any) -> bool:
-        """Triton's question whether somebody else compiles. Our threads' own are the manual ones."""
-        if is_manual_warmup:
-            return False
-        if (fn.name, key) not in self.kernels:
-            wanted = compile["specialization_data"]
-            self.kernels[fn.name, key] = self._threads.submit(_compile, fn.jit_function, wanted)
-        return True
 
 
 def _compile(kernel: Any, wanted: str) -> bool:

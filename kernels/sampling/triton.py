@@ -100,6 +100,7 @@ def _pick(tops, top_ids, token_ids, chunks, CHUNKS: tl.constexpr):
     at = tl.arange(0, CHUNKS)
     x = tl.load(tops + row * chunks + at, mask=at < chunks, other=float("-inf"))
     _, index = tl.max(x, 0, return_indices=True)
+    index = tl.minimum(index, chunks - 1)  # of values that are no numbers any may be called the best
     tl.store(token_ids + row, tl.load(top_ids + row * chunks + index))
 
 
