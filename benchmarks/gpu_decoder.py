@@ -157,15 +157,18 @@ def sweep(model: str, counts: list[int], ceiling: Ceilings) -> None:
             least = seconds(product.calls(linear.linear), 7)
         moved = product.matrices[0].nbytes
         report(f"{model} {name}, {rows} rows, library", least, ceiling, moved=moved)
+        summed = name in ("o", "down") and rows <= 16
         for sizes in grid():
-            chosen = {"linear_sizes": lambda *_, sizes=sizes, **__: sizes}
-            with patch.multiple(linear, **chosen, summed_sizes=chosen["linear_sizes"]):
+            if summed and sizes.depth < 16 * sizes.num_warps:  # of which each takes a part
+                continue
+            rule = "summed_sizes" if summed else "linear_sizes"
+            with patch.object(linear, rule, lambda *_, sizes=sizes, **__: sizes):
                 if is_right(product, sizes):
                     taken[sizes] = seconds(product.calls(linear.linear), 7)
         for sizes in sorted(taken, key=lambda each: taken[each])[:4]:
             outputs, inputs = product.matrices[0].shape
-            lines = max(8 if "onto" in product.options else 16, rows)
-            entry = {"outputs": outputs, "inputs": inputs, "rows": lines} | sizes._asdict()
+            padded = max(8 if summed else 16, rows)
+            entry = {"outputs": outputs, "inputs": inputs, "rows": padded} | sizes._asdict()
             took = taken[sizes]
             print(f"  {took * 1e6:7.2f} us, {least / took:.2f}x {json.dumps(entry)}", flush=True)
 

@@ -72,9 +72,8 @@ def summed_sizes(target: Target, shape: tuple[int, int], rows: int) -> LinearSiz
     if rows > min(16, FEW_ROWS) or outputs % columns or depth < 32:
         return None
     room = (target.shared_bytes - 1024) // (2 * (columns + rows))
-    return LinearSizes(
-        columns, depth, min(4, depth // 16), 1 if target.is_amd else max(1, min(4, room // depth))
-    )
+    stages = min(3 if inputs > 8192 else 4, room // depth)
+    return LinearSizes(columns, depth, min(4, depth // 16), 1 if target.is_amd else max(1, stages))
 
 
 def linear(
@@ -202,7 +201,7 @@ def _summed(
     PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Some columns of the result, for all rows of x. The first axis are the warps, of which each sums up its
-    own part; the product is turned, so that the matrix fills the 16 rows of the cores' products."""
+    own part. The product is turned: the matrix fills the 16 lines of a core's product, x need fill only 8."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     line = tl.arange(0, ROWS)
     live = (line < rows)[None, :]

@@ -60,6 +60,7 @@ def wide(tensor):
 BATCHES = BATCHES | {
     "more rows than lanes": [(1, length) for length in (3, 90, 1, 1, 40, 33, 64, 65, 2, 7, 16, 17, 128, 5)]
     + [(1, 20)] * 4,
+    "nearly equal rows": [(1, 200), (1, 190), (1, 130)],  # each program within one head
     "many chunks": [(1, 33), (5, 5), (70, 200), (1, 1), (64, 64), (31, 95), (2, 300)],
 }
 OPTIONS = [
