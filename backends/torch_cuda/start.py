@@ -48,6 +48,7 @@ def build_rank(
     device = torch.device("cuda", ranks.rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+        choices = (*choices, *_choose_products())
     source = source_of(info)
     spec = read_spec(source)
     params = param_table(spec)
@@ -62,6 +63,15 @@ def build_rank(
     runner = TorchRunner(config, info, spec, weights, device, choices, ranks)
     ranks.wait()
     return runner
+
+
+def _choose_products() -> tuple[Choice, ...]:
+    """Which of NVIDIA's libraries multiplies many rows: a setting of torch for the whole process."""
+    if not torch.version.cuda:
+        return ()
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    reason = "of 65 to 192 rows it is up to 15% faster than cuBLAS's own choice, and of others as fast"
+    return (Choice("products", "cublaslt", reason),)
 
 
 def _check_gpus(config: EngineConfig, hardware: Hardware) -> None:
