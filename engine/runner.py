@@ -25,7 +25,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunnerCapacity:
-    """Hard limits of a runner; a scheduler never plans a step beyond them. All but the last are those of
+    """Hard limits of a runner; a scheduler never plans a step beyond them. All but the last two are those of
     one data parallel group, which has pages and slots of its own."""
 
     num_pages: int  # usable pages, numbered from 0
@@ -34,6 +34,7 @@ class RunnerCapacity:
     max_step_tokens: int  # T
     max_page_indices: int  # P: page table entries of all rows together; at least num_pages
     num_groups: int = 1
+    reads_shared_pages_once: bool = False  # whether decode rows that share pages are worth looking for
 
 
 class PendingTokens(Protocol):

@@ -211,7 +211,8 @@ class Scheduler:
         while entries > plan.page_indices:  # shared pages count once for each row; those at the end sit out
             entries -= len(rows.pop().pages)
         plan.set_decode(rows, entries)
-        plan.shared = self._shared_prefixes.of(rows)
+        if self.capacity.reads_shared_pages_once:
+            plan.shared = self._shared_prefixes.of(rows)
 
     def _plan_chunk(self, request: Request, plan: StepPlan) -> bool:
         """Add the request's next chunk, as long as the limits allow. False if no page was to be had."""
@@ -304,7 +305,7 @@ class Scheduler:
                 shares |= request.num_cached_tokens > 0
             request.num_computed_tokens = chunk.end
             self._pages.insert(request, chunk.end)
-        if shares:
+        if shares and self.capacity.reads_shared_pages_once:
             # side by side, rows that share a prefix can be a group, and those of nested ones
             self.decoding = dict(sorted(self.decoding.items(), key=lambda each: each[1].pages))
 

@@ -96,4 +96,5 @@ def capacity_of(config: EngineConfig, tokens: int) -> RunnerCapacity:
         max_step_tokens=config.chunked_prefill_size,
         # rows that share a prefix list its pages once each, so a step may name more pages than exist
         max_page_indices=2 * num_pages + config.max_running_requests,
+        reads_shared_pages_once=True,
     )

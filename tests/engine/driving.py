@@ -16,7 +16,16 @@ EOS = 3
 
 
 def make_engine(
-    *, pages=64, page_size=4, rows=16, chunk=32, context=200, indices=None, eos_every=0, **options
+    *,
+    pages=64,
+    page_size=4,
+    rows=16,
+    chunk=32,
+    context=200,
+    indices=None,
+    eos_every=0,
+    sharing=True,
+    **options,
 ):
     capacity = RunnerCapacity(
         num_pages=pages,
@@ -24,6 +33,7 @@ def make_engine(
         max_running_requests=rows,
         max_step_tokens=chunk,
         max_page_indices=indices or 4 * pages,
+        reads_shared_pages_once=sharing,
     )
     info = ModelInfo("fake", "", VOCAB, context, frozenset({EOS}))
     runner = FakeRunner(capacity, VOCAB, eos_token_id=EOS, eos_every=eos_every)

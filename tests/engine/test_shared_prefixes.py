@@ -112,8 +112,8 @@ def test_rows_of_three_documents_under_one_system_prompt():
     run.all()
 
 
-def test_nothing_is_shared_without_a_cache_or_a_common_prefix():
-    for options, same in (({"disable_radix_cache": True}, True), ({}, False)):
+def test_nothing_is_shared_without_a_cache_or_a_common_prefix_or_use_for_it():
+    for options, same in (({"disable_radix_cache": True}, True), ({}, False), ({"sharing": False}, True)):
         engine = make_engine(rows=6, chunk=64, **options)
         watched = Watched(engine)
         run = Run(engine)
