@@ -173,9 +173,8 @@ class Layout:
         got["reshapes"] = counts[3] > 0
         for name in ("masks", "asked_ids"):
             got[name] = got.get(name, nothing).reshape(self.rows, -1)
-        got["rows"] = RaggedRows(
-            **{name: got.get(name, nothing) for name in RaggedRows._fields[:-2]}  # without what rows share
-        )
+        known = [name for name in RaggedRows._fields if name not in RaggedRows._field_defaults]
+        got["rows"] = RaggedRows(**{name: got.get(name, nothing) for name in known})  # not what rows share
         got["sampling"] = Sampling(**{name: got.get(name, nothing) for name in Sampling._fields})
         return ForwardBatch(**{name: got.get(name, nothing) for name in ForwardBatch._fields})
 

@@ -63,9 +63,9 @@ def compile_ahead(
     finally:
         compilers.close()
     if not quiet:
-        now = time.monotonic()
+        now, done = time.monotonic(), sum(each.result() for each in compilers.kernels)
         print(
-            f"{len(compilers.kernels)} kernels compiled, or found in Triton's cache, in {now - began:.1f} s,"
+            f"{done} kernels compiled, or found in Triton's cache, in {now - began:.1f} s,"
             f" {now - loaded:.1f} s of them after the weights were loaded",
             file=sys.stderr,
         )
