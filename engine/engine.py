@@ -32,8 +32,8 @@ class Engine:
     aborts and steps.
 
     A step that fails on the runner ends its requests with FinishReason.ERROR; the engine goes on, until
-    MAX_CONSECUTIVE_FAILURES in a row raise EngineDeadError. `strict` (for tests) raises IntegrityError
-    where production logs, counts and repairs.
+    MAX_CONSECUTIVE_FAILURES in a row raise EngineDeadError, or the runner itself does. `strict` (for tests)
+    raises IntegrityError where production logs, counts and repairs.
     """
 
     def __init__(
@@ -159,7 +159,9 @@ class Engine:
 
     def _fail(self, error: Exception, *steps: list[ScheduleBatch | None]) -> None:
         """End the requests of steps that did not happen. A group without any forgets its cache all the same:
-        what the device holds now nobody knows."""
+        what the device holds now nobody knows. Where the device is lost everything ends."""
+        if isinstance(error, EngineDeadError):
+            raise error
         self._failures += 1
         self.schedulers[0].counters.step_failures += 1
         first = next(batch for batch in steps[0] if batch is not None)

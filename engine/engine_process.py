@@ -111,7 +111,7 @@ class EngineLoop:
         self._reported = 0.0
 
     def run(self) -> None:
-        """The loop. Raises what `Engine.step` raises: nothing can be served after that."""
+        """The loop. Raises what `Engine.step` and the runner's `check` raise: nothing can be served after."""
         while self._running:
             wait = 0.0 if self._engine.has_work else HEARTBEAT
             for message in self._channel.receive(wait):
@@ -123,6 +123,8 @@ class EngineLoop:
                 self._changed = True
                 if outputs:
                     self._channel.send(Tokens(outputs))
+            else:
+                self._engine.runner.check()
             self._report()
 
     def close(self) -> None:

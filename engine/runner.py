@@ -84,6 +84,11 @@ class ModelRunner(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Raise EngineDeadError if no step can succeed any more, as when the process of another rank has
+        ended. Cheap: an idle engine asks twice a second."""
+        ...
+
     def close(self) -> None:
         """Release the device. The runner is not used after."""
         ...

@@ -80,6 +80,9 @@ class FakeRunner:
     def warmup(self) -> None:
         """Nothing to compile."""
 
+    def check(self) -> None:
+        """Nothing can be lost."""
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -122,6 +122,9 @@ class JaxRunner:
         self.logits = sampled.pop("logits", None)
         return sampled
 
+    def check(self) -> None:
+        """What fails here fails in a step; hosts of one mesh end together by themselves."""
+
     def close(self) -> None:
         """Drop weights, pool and compiled steps."""
         self._state = self.logits = None

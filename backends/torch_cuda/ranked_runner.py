@@ -62,14 +62,15 @@ class RankedRunner:
 
     def warmup(self) -> None:
         """Compile and capture on every rank."""
-        self._send(Warmup())
+        self.send(Warmup())
         with self._all_needed():
             self._own.warmup()
 
     def forward(self, batches: Sequence[ScheduleBatch | None]) -> "_Watched":
-        """Launch a step on every rank. Raises EngineDeadError if one has ended."""
-        self._send(Step([replace(batch, rows=(), sampled=()) for batch in batches if batch is not None]))
-        return _Watched(self._own.forward(batches), self._check, self._send)
+        """Launch a step on every rank. Raises EngineDeadError if one has ended, or if this one fails."""
+        self.send(Step([replace(batch, rows=(), sampled=()) for batch in batches if batch is not None]))
+        with self.in_step():
+            return _Watched(self._own.forward(batches), self)
 
     def close(self) -> None:
         """End the other ranks and release this one's device."""
@@ -86,8 +87,9 @@ class RankedRunner:
             dist.destroy_process_group()
         self._folder.cleanup()
 
-    def _send(self, message: Message) -> None:
-        self._check()
+    def send(self, message: Message) -> None:
+        """Tell every other rank. Raises EngineDeadError if one has ended."""
+        self.check()
         for each in self._others:
             each.wire.send(message)
 
@@ -99,7 +101,7 @@ class RankedRunner:
         def watch() -> None:
             while not done.wait(_GLANCE):
                 try:
-                    self._check()
+                    self.check()
                 except EngineDeadError as error:
                     if not done.wait(_GRACE):
                         print(f"radixmesh: {error}", file=sys.stderr, flush=True)
@@ -111,7 +113,20 @@ class RankedRunner:
         finally:
             done.set()
 
-    def _check(self) -> None:
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """What fails on one rank alone leaves the others waiting for it: there is no next step."""
+        try:
+            yield
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            time.sleep(_GLANCE)  # a rank that has just ended may still count as running
+            self.check()
+            raise EngineDeadError(f"a step failed on rank 0 and cannot end on the others: {error}") from error
+
+    def check(self) -> None:
+        """Raises EngineDeadError if another rank has ended."""
         for each in self._others:
             if each.process.poll() is not None:
                 raise EngineDeadError(
@@ -124,20 +139,21 @@ class _Watched:
     """A launched step whose other ranks may end: then it would never be done."""
 
     launched: Launched
-    check: Callable[[], None]
-    send: Callable[[Message], None]
+    runner: RankedRunner
 
     def constrain(self, masks: Sequence[U32 | None]) -> None:
         for each in masks:
             assert each is not None, "no row waits for masks"
-            self.send(Constrain(each))
-        self.launched.constrain(masks)
+            self.runner.send(Constrain(each))
+        with self.runner.in_step():
+            self.launched.constrain(masks)
 
     def result(self) -> list[StepTokens]:
-        while not self.launched.ready():
-            self.check()
-            time.sleep(20e-6)
-        return self.launched.result()
+        with self.runner.in_step():
+            while not self.launched.ready():
+                self.runner.check()
+                time.sleep(20e-6)
+            return self.launched.result()
 
 
 class _Rank:

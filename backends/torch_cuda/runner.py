@@ -150,6 +150,9 @@ class TorchRunner:
         sampled = self._step.sample(logits, on_device, batch.variant, Masks(*tensors))
         return self._pending(sampled, len(batch.logits_rows), pooled)
 
+    def check(self) -> None:
+        """What fails here fails in a step."""
+
     def close(self) -> None:
         """Drop weights, pool and graphs."""
         self._step = self._graphs = None

@@ -376,8 +376,8 @@ def test_the_engine_ends_with_its_parent(tmp_path: Path) -> None:
 
 
 FAILING = """
-import os
-from radixmesh.engine.errors import ConfigError, ModelError
+import os, time
+from radixmesh.engine.errors import ConfigError, EngineDeadError, ModelError
 from radixmesh.backends.fake.backend import describe_fake
 from radixmesh.backends.fake.runner import create_fake_runner
 def bad_config(config, info): raise ConfigError("page_size is 3; accepted is 4")
@@ -390,8 +390,21 @@ class Broken:
     choices = ()
     def warmup(self): pass
     def close(self): pass
+    def check(self): pass
     def forward(self, batch): raise OSError("the device is on fire")
+class Lost(Broken):
+    def check(self):
+        if time.monotonic() > self.until: raise EngineDeadError("rank 1 ended with status -9")
+    def forward(self, batch): raise EngineDeadError("rank 1 ended with status -9")
 def broken(config, info): return Broken(create_fake_runner(config, info))
+def lost(config, info):
+    runner = Lost(create_fake_runner(config, info))
+    runner.until = time.monotonic() + 3600
+    return runner
+def lost_soon(config, info):
+    runner = lost(config, info)
+    runner.until = time.monotonic() + 1
+    return runner
 """
 
 
@@ -468,6 +481,29 @@ def test_a_device_that_fails_again_and_again_ends_the_engine(failing: Any) -> No
             with pytest.raises(EngineDeadError, match="3 steps in a row failed.*on fire"):
                 await collect(llm, "hello", SamplingParams())
             assert not llm.alive
+
+    asyncio.run(test())
+
+
+def test_a_device_that_is_lost_ends_the_engine_at_once(failing: Any) -> None:
+    async def test() -> None:
+        async with started(Backend(FAKE_BACKEND.describe, failing.lost)) as llm:
+            with pytest.raises(EngineDeadError, match="rank 1 ended with status -9"):
+                await collect(llm, "hello", SamplingParams())
+            assert not llm.alive
+
+    asyncio.run(test())
+
+
+def test_a_device_that_is_lost_while_nothing_runs_is_noticed(failing: Any) -> None:
+    async def test() -> None:
+        async with started(Backend(FAKE_BACKEND.describe, failing.lost_soon)) as llm:
+            assert llm.alive
+            async with asyncio.timeout(20):
+                while llm.alive:
+                    await asyncio.sleep(0.02)
+            with pytest.raises(EngineDeadError, match="rank 1 ended with status -9"):
+                await collect(llm, "hello", SamplingParams())
 
     asyncio.run(test())
 

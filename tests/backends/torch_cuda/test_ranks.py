@@ -65,6 +65,29 @@ def test_ranks_say_what_one_says(name: str, tp_size: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_step_that_fails_on_one_rank_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other waits for its part of a sum, and would for ever."""
+    save_tiny_model("llama", tmp_path)
+    config = config_of(tmp_path, 2)
+    info = describe_model(config)
+    runner = create_runner(config, info)
+    assert isinstance(runner, RankedRunner)
+    engine = Engine(config, info, runner)
+
+    def fails(batches: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(runner._own, "forward", fails)
+    ids = np.arange(3, 9, dtype=np.int32)
+    engine.add_request(Request(id="0", prompt_ids=ids, params=SamplingParams(max_new_tokens=4)))
+    with pytest.raises(
+        EngineDeadError, match="a step failed on rank 0 and cannot end on the others: no room"
+    ):
+        engine.step()
+    runner.close()
+
+
+@pytest.mark.slow
 def test_a_dead_rank_is_noticed(tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path)
     config = config_of(tmp_path, 2)
@@ -77,10 +100,9 @@ def test_a_dead_rank_is_noticed(tmp_path: Path) -> None:
     other.wait()
     ids = np.arange(3, 9, dtype=np.int32)
     engine.add_request(Request(id="0", prompt_ids=ids, params=SamplingParams(max_new_tokens=4)))
-    errors = [output.error for output in engine.step() if output.error]
-    assert errors and "rank 1 ended with status -9" in errors[0]
-    with pytest.raises(EngineDeadError, match="rank 1 ended"):
-        runner.warmup()
+    for notices in (engine.step, runner.check, runner.warmup):
+        with pytest.raises(EngineDeadError, match="rank 1 ended with status -9"):
+            notices()
     runner.close()
 
 
