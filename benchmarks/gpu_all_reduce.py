@@ -49,6 +49,7 @@ def ways(ranks: Ranks, dtype: torch.dtype, device: torch.device) -> dict[str, Su
     inboxes = {"ours": open_inbox(ranks, 1024 * EMBED, dtype, device)}
     for block in BLOCKS if dtype == torch.bfloat16 else ():
         inboxes[f"ours, {block}"] = open_inbox(ranks, 1024 * EMBED, dtype, device, block)
+    ranks.wait()
     buffer = symmetric.empty(LARGEST * EMBED, dtype=dtype, device=device)
     symmetric.rendezvous(buffer, dist.group.WORLD)
 

@@ -7,12 +7,12 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ...engine.config import Choice
 from ...kernels.all_reduce.inbox import BLOCK, Inbox, bits_of, empty_inbox, inbox_shape
 from ...kernels.all_reduce.torch_ref import all_reduce_add
+from .peer_memory import map_peers
 from .ranks import Ranks
 
 _SENT = 8 << 20  # bytes that a rank sends in one launch
@@ -49,7 +49,7 @@ def start_sums(ranks: Ranks, dtype: torch.dtype, device: torch.device) -> tuple[
             inbox = open_inbox(ranks, _SENT // (ranks.size - 1) // dtype.itemsize, dtype, device)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-        if not ranks.least(int(inbox is not None), device):
+        if not ranks.least(int(inbox is not None), device):  # by which all have opened theirs
             inbox, reason = None, reason or "another rank could not map its memory"
     if inbox is None:
         return RankSums(ranks), (Choice("all_reduce", "process group", reason),)
@@ -83,18 +83,9 @@ def open_inbox(
     ranks: Ranks, capacity: int, dtype: torch.dtype, device: torch.device, block: int = BLOCK
 ) -> Inbox:
     """An inbox that the other ranks of the default process group can store into, for about so many elements
-    at once. Raises RuntimeError if the driver does not map it."""
-    import torch.distributed._symmetric_memory as symmetric
-
-    shape = inbox_shape(ranks.size, capacity)
-    slots = symmetric.empty(*shape, dtype=bits_of(dtype), device=device)
-    group = dist.group.WORLD
-    assert group is not None, "the ranks have joined"
-    shared = symmetric.rendezvous(slots, group)
-    mapped = [shared.get_buffer(rank, shape, slots.dtype).data_ptr() for rank in range(ranks.size)]
-    if mapped[ranks.rank] != slots.data_ptr():
-        raise RuntimeError("the inbox does not lie where its allocation begins")
-    inbox = empty_inbox(ranks.rank, slots, mapped, shared, block)
-    torch.cuda.synchronize(device)
-    ranks.wait()  # for all to be empty
+    at once; only when all have one may any of them sum. Raises RuntimeError if the driver does not map it."""
+    slots = torch.empty(inbox_shape(ranks.size, capacity), dtype=bits_of(dtype), device=device)
+    peers = map_peers(ranks, slots)
+    inbox = empty_inbox(ranks.rank, slots, peers.addresses, peers, block)
+    torch.cuda.synchronize(device)  # it is empty then
     return inbox
