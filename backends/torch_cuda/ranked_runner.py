@@ -90,8 +90,9 @@ class RankedRunner:
     def send(self, message: Message) -> None:
         """Tell every other rank. Raises EngineDeadError if one has ended."""
         self.check()
-        for each in self._others:
-            each.wire.send(message)
+        with self.in_step():  # one may be ending right now
+            for each in self._others:
+                each.wire.send(message)
 
     @contextmanager
     def _all_needed(self) -> Iterator[None]:

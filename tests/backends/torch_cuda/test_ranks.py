@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from radixmesh.backends.models.weights import iterate_params
 from radixmesh.backends.registry import create_runner, describe_model
 from radixmesh.backends.torch_cuda import ranked_runner
 from radixmesh.backends.torch_cuda.loader import load_weights
+from radixmesh.backends.torch_cuda.rank_wire import Warmup, Wire
 from radixmesh.backends.torch_cuda.ranked_runner import RankedRunner
 from radixmesh.backends.torch_cuda.ranks import Ranks
 from radixmesh.engine.config import EngineConfig
@@ -104,6 +106,25 @@ def test_a_dead_rank_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(EngineDeadError, match="rank 1 ended with status -9"):
             notices()
     runner.close()
+
+
+def test_a_rank_that_dies_as_it_is_told_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket closes a moment before its process counts as ended."""
+    runner = object.__new__(RankedRunner)
+    dying = subprocess.Popen(["sleep", "60"])
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    other = SimpleNamespace(number=1, process=dying, wire=Wire(ours))
+    runner._others = [other]  # type: ignore[list-item]
+
+    def end(_: float) -> None:
+        dying.kill()
+        dying.wait()
+
+    monkeypatch.setattr(ranked_runner.time, "sleep", end)
+    with pytest.raises(EngineDeadError, match="rank 1 ended with status -9"):
+        runner.send(Warmup())
+    ours.close()
 
 
 def test_a_rank_that_dies_at_start_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
