@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels.linear.torch_ref import Norm
 from ...kernels.rope_kv_write.torch_ref import HeadNorms
 from ..models.rope import inverse_frequencies
-from ..models.spec import LayerSpec, ModelSpec, RopeSpec
+from ..models.spec import ModelSpec, RopeSpec
 from .forward_batch import ForwardBatch
 from .loader import Weights
 from .operations import Operations
@@ -57,17 +57,61 @@ class Decoder:
     def hidden(self, residual: Tensor, batch: ForwardBatch, kv_pages: Tensor) -> Tensor:
         """Hidden states [T, embed] of what `embed` gave; keys and values are written to `kv_pages`
         [layers * pages, kv_heads, page_size, 2 * head_dim]. The residual is overwritten."""
-        spec, operations, outer = self._spec, self._operations, self._weights.outer
-        pages_a_layer = kv_pages.shape[0] // spec.num_layers
-        for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
-            x = self._attention(layer, weights, residual, batch, kv_pages, index * pages_a_layer)
-            residual = self._add(weights, "attn", "o", x, residual)
-            x = operations.linear(
-                residual, weights["gate_up"], weights.get("gate_up_bias"),
-                norm=self._norm(weights["mlp_norm"]), gate=spec.activation,
-            )  # fmt: skip
-            residual = self._add(weights, "mlp", "down", x, residual)
-        return operations.rms_norm(residual, *self._norm(outer["final_norm"]))
+        for layer in range(self.num_layers):
+            q = self.queries(layer, residual, batch, kv_pages)
+            residual = self.add(layer, self.attend(layer, q, batch, kv_pages), residual)
+        return self.final(residual)
+
+    @property
+    def num_layers(self) -> int:
+        return self._spec.num_layers
+
+    @property
+    def layer_elements(self) -> int:
+        """Of a layer's matrices, as much of them as this rank has."""
+        return sum(each.numel() for each in self._weights.layers[0].values() if each.dim() == 2)
+
+    def queries(self, layer: int, residual: Tensor, batch: ForwardBatch, kv_pages: Tensor) -> Tensor:
+        """Queries [T, heads, head_dim] of a layer, its keys and values being written to their pages. Of the
+        batch only what each token has is read: positions and `kv_slots`."""
+        spec, operations, weights = self._spec, self._operations, self._weights.layers[layer]
+        heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        qkv = operations.linear(
+            residual, weights["qkv"], weights.get("qkv_bias"), norm=self._norm(weights["attn_norm"])
+        )
+        q, k, v = qkv.unflatten(1, (-1, spec.head_dim)).split(heads, dim=1)
+        norms = None
+        if spec.qk_norm:
+            norms = HeadNorms(weights["q_norm"], weights["k_norm"], spec.norm_eps, spec.norm_offset)
+        rotated: Tensor = operations.rope_and_write(
+            q, k, v, self._rope[spec.layers[layer].rope], batch.positions, kv_pages, batch.rows.kv_slots,
+            first_page=self._first_page(layer, kv_pages), norms=norms,
+        )  # fmt: skip
+        return rotated
+
+    def attend(self, layer: int, q: Tensor, batch: ForwardBatch, kv_pages: Tensor) -> Tensor:
+        """What a layer's heads attend to [T, heads * head_dim], before the matrix that joins them."""
+        spec = self._spec
+        attended = self._operations.ragged_paged_attention(
+            q, kv_pages, batch.rows, first_page=self._first_page(layer, kv_pages), scale=spec.attention_scale,
+            window=spec.layers[layer].window, soft_cap=spec.attention_soft_cap,
+        )  # fmt: skip
+        return attended.flatten(1)
+
+    def add(self, layer: int, attended: Tensor, residual: Tensor) -> Tensor:
+        """The residual after a layer; the one before may be overwritten."""
+        weights = self._weights.layers[layer]
+        residual = self._add(weights, "attn", "o", attended, residual)
+        x = self._operations.linear(
+            residual, weights["gate_up"], weights.get("gate_up_bias"),
+            norm=self._norm(weights["mlp_norm"]), gate=self._spec.activation,
+        )  # fmt: skip
+        return self._add(weights, "mlp", "down", x, residual)
+
+    def final(self, residual: Tensor) -> Tensor:
+        """Hidden states [T, embed] of the residual after the last layer."""
+        normed: Tensor = self._operations.rms_norm(residual, *self._norm(self._weights.outer["final_norm"]))
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocab] of hidden states [n, embed], in their dtype."""
@@ -88,29 +132,8 @@ class Decoder:
             return operations.linear(x, matrix, bias, onto=residual)
         return self._sums.add(operations.linear(x, matrix, bias), residual)
 
-    def _attention(
-        self, layer: LayerSpec, weights: Layer, residual: Tensor, batch: ForwardBatch, kv_pages: Tensor,
-        first_page: int,
-    ) -> Tensor:  # fmt: skip
-        """What the heads attend to [T, heads * head_dim], before the matrix that joins them."""
-        spec, operations = self._spec, self._operations
-        heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        qkv = operations.linear(
-            residual, weights["qkv"], weights.get("qkv_bias"), norm=self._norm(weights["attn_norm"])
-        )
-        q, k, v = qkv.unflatten(1, (-1, spec.head_dim)).split(heads, dim=1)
-        norms = None
-        if spec.qk_norm:
-            norms = HeadNorms(weights["q_norm"], weights["k_norm"], spec.norm_eps, spec.norm_offset)
-        q = operations.rope_and_write(
-            q, k, v, self._rope[layer.rope], batch.positions, kv_pages, batch.rows.kv_slots,
-            first_page=first_page, norms=norms,
-        )  # fmt: skip
-        attended = operations.ragged_paged_attention(
-            q, kv_pages, batch.rows, first_page=first_page, scale=spec.attention_scale,
-            window=layer.window, soft_cap=spec.attention_soft_cap,
-        )  # fmt: skip
-        return attended.flatten(1)
+    def _first_page(self, layer: int, kv_pages: Tensor) -> int:
+        return layer * (kv_pages.shape[0] // self._spec.num_layers)
 
 
 def _rope_table(rope: RopeSpec, head_dim: int, context: int, device: torch.device) -> Tensor:

@@ -94,10 +94,10 @@ class Layout:
     shares: bool = False
 
     @staticmethod
-    def exact(batch: ScheduleBatch, capacity: RunnerCapacity) -> "Layout":
-        """The layout without padding."""
+    def exact(batch: ScheduleBatch, capacity: RunnerCapacity, tokens: int | None = None) -> "Layout":
+        """The layout without padding, or with padding to so many tokens, which belong to no row."""
         return Layout(
-            tokens=batch.num_tokens,
+            tokens=tokens or batch.num_tokens,
             rows=len(batch.kv_lens),
             wanted=len(batch.logits_rows),
             decode_rows=batch.num_decode_rows,

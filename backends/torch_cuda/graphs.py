@@ -5,7 +5,9 @@ pages; all draw on one memory pool. What changes from step to step lies in one a
 into; what a graph hands out is overwritten by the next.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from .sampler import Sampled
 from .step import Step
 from .warm_batches import chunks_batch
 
+_Result = TypeVar("_Result")
 _CAPTURED = (SamplingVariant.GREEDY, SamplingVariant.SAMPLE)
 
 
@@ -26,8 +29,7 @@ class _Graph(NamedTuple):
 
     layout: Layout
     graph: torch.cuda.CUDAGraph
-    hidden: Tensor  # [bucket, embed]
-    sampled: Sampled
+    result: tuple[Tensor, Sampled]  # hidden states [bucket, embed], and what was sampled
 
 
 def decode_buckets(max_rows: int) -> tuple[int, ...]:
@@ -75,14 +77,11 @@ class DecodeGraphs:
         """Capture all, the largest first, so that the smaller ones find their memory in the pool. Each step
         runs once before, which loads what it needs."""
         layouts = captured_layouts(self._capacity)
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        with aside(self._device):
             for layout in tqdm(
                 layouts, desc="capturing", unit="graph", leave=False, dynamic_ncols=True, disable=quiet
             ):
                 self._graphs[layout.rows, layout.shares, layout.variant] = self._capture(layout)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def fits(self, batch: ScheduleBatch) -> bool:
         """Whether every row has one token and samples: decode rows, and chunks whose rest was cached."""
@@ -98,7 +97,7 @@ class DecodeGraphs:
         found = self._graphs[bucket, shares, captured]
         self._fill(found.layout, batch)
         found.graph.replay()
-        return found.hidden, found.sampled
+        return found.result
 
     def _fill(self, layout: Layout, batch: ScheduleBatch) -> None:
         packed = pack_pinned(layout, batch, self._device)
@@ -109,12 +108,31 @@ class DecodeGraphs:
         self._fill(layout, chunks_batch([], self._capacity))
         self._step.sample(self._step.logits(self._step.hidden(batch), batch), batch, layout.variant)
         torch.cuda.synchronize(self._device)
-        # not torch.cuda.graph(), which may collect Python's garbage before each of many captures
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # NCCL's own thread may go on
-        try:
+
+        def run() -> tuple[Tensor, Sampled]:
             hidden = self._step.hidden(batch)
-            sampled = self._step.sample(self._step.logits(hidden, batch), batch, layout.variant)
-        finally:
-            graph.capture_end()
-        return _Graph(layout, graph, hidden, sampled)
+            return hidden, self._step.sample(self._step.logits(hidden, batch), batch, layout.variant)
+
+        return _Graph(layout, *captured(run, self._pool))
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """A stream of its own, as capturing wants."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def captured(run: Callable[[], _Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, _Result]:
+    """A graph of what `run` launches, and what it returned: tensors that a replay fills again."""
+    # not torch.cuda.graph(), which may collect Python's garbage before each of many captures
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # NCCL's own thread may go on
+    try:
+        result = run()
+    finally:
+        graph.capture_end()
+    return graph, result

@@ -15,6 +15,7 @@ from ...engine.config import Choice, EngineConfig
 from ...engine.errors import ConfigError
 from ...engine.runner import ModelInfo
 from ..models.spec import ModelSpec
+from .chunk_graphs import ChunkGraphs
 from .decoder import Decoder
 from .forward_batch import ForwardBatch, Layout, pack_pinned
 from .graphs import DecodeGraphs
@@ -75,6 +76,7 @@ class TorchRunner:
         state = empty_state(held, getattr(torch, config.kv_cache_dtype), self.capacity, device)
         self._step: Step | None = Step(decoder, state, operations)
         self._graphs: DecodeGraphs | None = None
+        self._chunks: ChunkGraphs | None = None
 
     @torch.inference_mode()
     def warmup(self) -> None:
@@ -103,19 +105,22 @@ class TorchRunner:
             return
         graphs = DecodeGraphs(self._step, self.capacity, self._device)
         graphs.capture(self._quiet)
-        self._graphs = graphs
+        chunks = ChunkGraphs(self._step, self.capacity, self._device)
+        chunks.capture(self._quiet)
+        self._graphs, self._chunks = graphs, chunks
         if self._quiet:
             return
         print(
-            f"captured {len(graphs)} decode graphs in {time.monotonic() - started:.1f} s;"
-            f" {free_memory(self._device) / GIB:.1f} GiB of GPU memory stay free",
+            f"captured {len(graphs)} graphs of decode steps and {len(chunks)} of parts of small prefill steps"
+            f" in {time.monotonic() - started:.1f} s; {free_memory(self._device) / GIB:.1f} GiB of GPU memory"
+            " stay free",
             file=sys.stderr,
         )
 
     @torch.inference_mode()
     def forward(self, batches: Sequence[ScheduleBatch | None]) -> Launched:
-        """Launch a step: decode rows alone as a captured graph, anything else kernel by kernel, and so the
-        sampling of steps with masks."""
+        """Launch a step: decode rows alone as a captured graph, few tokens as graphs between attentions,
+        anything else kernel by kernel, and so the sampling of steps with masks."""
         assert self._step is not None, "the runner is closed"
         (batch,) = batches
         assert batch is not None, "a step has a batch"
@@ -126,10 +131,13 @@ class TorchRunner:
             if batch.variant != SamplingVariant.FULL and not len(batch.constrained):
                 # a row has one token: that is its last, and their sum
                 return self._pending(sampled, count, hidden.float() if len(batch.pooled) else None)
-        layout = Layout.exact(batch, self.capacity)
+        chunks = self._chunks if hidden is None and self._chunks and self._chunks.fits(batch) else None
+        layout = chunks.layout(batch) if chunks else Layout.exact(batch, self.capacity)
         packed = pack_pinned(layout, batch, self._device).to(self._device, non_blocking=True)
         on_device = layout.unpack(packed)
-        if hidden is None:
+        if chunks:
+            hidden = chunks.run(layout, packed, batch.num_tokens)
+        elif hidden is None:
             hidden = self._step.hidden(on_device)
         if len(batch.pooled):
             pooled = self._step.pool(hidden, on_device, self._pooling)
@@ -155,7 +163,7 @@ class TorchRunner:
 
     def close(self) -> None:
         """Drop weights, pool and graphs."""
-        self._step = self._graphs = None
+        self._step = self._graphs = self._chunks = None
 
     def _pending(self, sampled: Sampled, count: int, pooled: Tensor | None = None) -> Launched:
         """Copy to the host what was sampled, and pooled, without waiting for it."""
