@@ -83,7 +83,7 @@ class RankedRunner:
                 self._own.close()
             else:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._own))
-        if dist.is_initialized() and whole:
+        if dist.is_initialized() and (whole or dist.get_backend() == "gloo"):
             dist.destroy_process_group()
         self._folder.cleanup()
 

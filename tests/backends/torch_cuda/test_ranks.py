@@ -106,6 +106,8 @@ def test_a_dead_rank_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(EngineDeadError, match="rank 1 ended with status -9"):
             notices()
     runner.close()
+    if not torch.cuda.is_available():  # a GPU may wait for the dead rank until its process ends
+        assert greedy_tokens(config) == greedy_tokens(config_of(tmp_path, 1))
 
 
 def test_a_rank_that_dies_as_it_is_told_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
