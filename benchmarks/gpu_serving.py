@@ -5,6 +5,8 @@
     start     seconds from `LLM(...)` to ready
     decode    step time at several numbers of rows of 1,024 tokens: (time of 129 new tokens - time of 1) / 128
     prefill   one prompt of 8,128 tokens
+    first     time to the first token of one prompt of 16, 128, 512 and 2,048 tokens, alone
+    turnover  192 requests of 128 in, 64..127 out, 32 at a time: the next comes as one ends
     batch     1,000 requests of 512 tokens in, 256 out
     mixed     1,000 requests, in uniform 32..1023, out uniform 16..511
     prefix    512 requests: 32 prefixes of 2,048 tokens x 16 suffixes of 64, 64 out, shuffled; cache on, off
@@ -22,6 +24,7 @@ import argparse
 import collections
 import json
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,6 +192,22 @@ def prefill(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
     yield {"tokens": tokens, "seconds": seconds} | _share(bench, "matrix_tflop_s", flops / seconds)
 
 
+def first(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
+    """The median of nine."""
+    for tokens in (16, 128, 512, 2048):
+        seconds = statistics.median(bench.run([bench.ids(tokens)], 1) for _ in range(9))
+        yield {"tokens": tokens, "first_token_ms": seconds * 1e3}
+
+
+def turnover(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
+    """The better of two runs of a second start, whose rows are few."""
+    bench.llm.close()
+    bench.start(max_running_requests=32)
+    prompts = [bench.ids(128) for _ in range(192)]
+    new = [bench.integer(64, 127) for _ in prompts]
+    yield max((_throughput(bench, prompts, new) for _ in range(2)), key=lambda each: each["output_tok_s"])
+
+
 def batch(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
     count = arguments.requests
     yield _throughput(bench, [bench.ids(512) for _ in range(count)], [256] * count)
@@ -275,8 +294,8 @@ def floor(bench: Bench, arguments: argparse.Namespace) -> Iterator[Figures]:
 
 
 PARTS: dict[str, Callable[[Bench, argparse.Namespace], Iterator[Figures]]] = {
-    "decode": decode, "ranks": ranks, "prefill": prefill, "batch": batch, "mixed": mixed, "idle": idle,
-    "prefix": prefix, "floor": floor,
+    "decode": decode, "ranks": ranks, "prefill": prefill, "first": first, "batch": batch, "mixed": mixed,
+    "idle": idle, "prefix": prefix, "turnover": turnover, "floor": floor,
 }  # fmt: skip
 
 
