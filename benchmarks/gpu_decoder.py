@@ -1,11 +1,12 @@
 """One decode layer on a GPU: what a layer takes, each of its products, and what sizes suit them.
 
-    PYTHONPATH=src python benchmarks/gpu_decoder.py [--sweep]
+    PYTHONPATH=src python benchmarks/gpu_decoder.py [--sweep] [--ranks 2]
 
 The decoder of `backends/torch_cuda` with a few layers of random weights, rows of 1,088 tokens, in a captured
 graph. `library` is the same with the vendor's products and a kernel each for norm and gate; `one by one` the
-same without kernels that start before the one before them has ended. `--sweep` prints the fastest sizes of
-each product, as entries for `kernels/tuned/ARCHITECTURE.json`.
+same without kernels that start before the one before them has ended. With `--ranks` it is the layer of one of
+so many ranks, which sums with itself: all of a rank's work but the way over the link. `--sweep` prints the
+fastest sizes of each product, as entries for `kernels/tuned/ARCHITECTURE.json`.
 """
 
 import argparse
@@ -30,7 +31,9 @@ from radixmesh.backends.torch_cuda.decoder import Decoder
 from radixmesh.backends.torch_cuda.forward_batch import ForwardBatch
 from radixmesh.backends.torch_cuda.loader import Weights, dummy_weights
 from radixmesh.backends.torch_cuda.operations import operations_for
+from radixmesh.backends.torch_cuda.rank_sums import RankSums
 from radixmesh.backends.torch_cuda.ranks import Ranks
+from radixmesh.kernels.all_reduce.inbox import bits_of, empty_inbox, inbox_shape
 from radixmesh.kernels.linear import triton as linear
 from radixmesh.kernels.linear.torch_ref import Norm
 from radixmesh.kernels.linear.torch_ref import linear as twin
@@ -50,15 +53,26 @@ def spec_of(model: str) -> ModelSpec:
     return family_of_hf(config.architectures).spec_from_hf(config)
 
 
-def weights_of(spec: ModelSpec) -> Weights:
-    return dummy_weights(spec, param_table(spec), 0, torch.bfloat16, DEVICE, Ranks())
+def weights_of(spec: ModelSpec, ranks: Ranks) -> Weights:
+    return dummy_weights(spec, param_table(spec), 0, torch.bfloat16, DEVICE, ranks)
 
 
-def time_layers(model: str, shape: Shape, ceiling: Ceilings, counts: list[int]) -> None:
+def sums_alone(ranks: Ranks) -> RankSums:
+    """Sums of a rank that is all the others too: what it sends to one, it finds as that one's share."""
+    if ranks.size == 1:
+        return RankSums(ranks)
+    slots = torch.empty(inbox_shape(ranks.size, 4 << 20), dtype=bits_of(torch.bfloat16), device=DEVICE)
+    apart = slots.stride(1) * slots.itemsize
+    addresses = [slots.data_ptr() + (rank - ranks.rank) * apart for rank in range(ranks.size)]
+    return RankSums(ranks, empty_inbox(ranks.rank, slots, addresses))
+
+
+def time_layers(model: str, shape: Shape, ceiling: Ceilings, counts: list[int], ranks: Ranks) -> None:
     """Of the whole decoder, as it is and without what it is made fast by."""
     spec = spec_of(model)
-    weights = weights_of(spec)
-    decoder = Decoder(spec, weights, 2048, operations_for(DEVICE, True), Ranks())
+    weights = weights_of(spec, ranks)
+    shape = shape._replace(heads=shape.heads // ranks.size, kv_heads=shape.kv_heads // ranks.size)
+    decoder = Decoder(spec, weights, 2048, operations_for(DEVICE, True), ranks, sums_alone(ranks))
     for rows in counts:
         given = batch(shape, [(1, CONTEXT)] * rows, 64)
         pool = given.pool.view(given.layers, -1)[:1].expand(spec.num_layers, -1).contiguous()
@@ -120,14 +134,14 @@ def _layer_bytes(weights: Weights) -> int:
 class Product:
     """One of a layer's products, over the weights of all layers."""
 
-    def __init__(self, name: str, weights: Weights, rows: int) -> None:
+    def __init__(self, name: str, weights: Weights, rows: int, ranks: Ranks) -> None:
         self.matrices = [layer[name] for layer in weights.layers]
         outputs, inputs = self.matrices[0].shape
         self.x = torch.randn(rows, inputs, dtype=torch.bfloat16, device=DEVICE)
         self.options: dict[str, Any] = {}
         if name in ("qkv", "gate_up"):
             self.options["norm"] = Norm(torch.ones(inputs, dtype=torch.bfloat16, device=DEVICE), 1e-6)
-        else:
+        elif ranks.size == 1:  # else the ranks' sum adds
             self.options["onto"] = torch.randn(rows, outputs, dtype=torch.bfloat16, device=DEVICE)
         if name == "gate_up":
             self.options["gate"] = "silu"
@@ -148,16 +162,16 @@ def grid() -> Iterator[linear.LinearSizes]:
             yield linear.LinearSizes(columns, depth, warps, stages)
 
 
-def sweep(model: str, counts: list[int], ceiling: Ceilings) -> None:
+def sweep(model: str, counts: list[int], ceiling: Ceilings, ranks: Ranks) -> None:
     """Time every product with every size that fits and is right."""
-    weights = weights_of(spec_of(model))
+    weights = weights_of(spec_of(model), ranks)
     for name, rows in itertools.product(NAMES, counts):
-        product, taken = Product(name, weights, rows), {}
+        product, taken = Product(name, weights, rows, ranks), {}
         with patch.object(linear, "FEW_ROWS", 0):
             least = seconds(product.calls(linear.linear), 7)
         moved = product.matrices[0].nbytes
         report(f"{model} {name}, {rows} rows, library", least, ceiling, moved=moved)
-        summed = name in ("o", "down") and rows <= 16
+        summed = name in ("o", "down")  # of any rows, once sizes are given
         for sizes in grid():
             if summed and sizes.depth < 16 * sizes.num_warps:  # of which each takes a part
                 continue
@@ -195,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--models", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser.add_argument("--ranks", type=int, default=1, help="the layer of one of so many")
     parser.add_argument("--sweep", action="store_true", help="search sizes of the products instead")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -202,9 +217,9 @@ def main() -> None:
     ceiling = ceilings()
     for model, shape in zip(LAYERS, SHAPES, strict=True):
         if model in args.models and args.sweep:
-            sweep(model, args.rows, ceiling)
+            sweep(model, args.rows, ceiling, Ranks(0, args.ranks))
         elif model in args.models:
-            time_layers(model, shape, ceiling, args.rows)
+            time_layers(model, shape, ceiling, args.rows, Ranks(0, args.ranks))
 
 
 if __name__ == "__main__":
