@@ -156,10 +156,17 @@ NAMES = ("qkv", "o", "gate_up", "down")
 
 def grid() -> Iterator[linear.LinearSizes]:
     for columns, depth, warps, stages in itertools.product(
-        (16, 32, 64), (64, 128, 256, 512), (4, 8), (2, 3, 4, 6)
+        (16, 32, 64), (64, 128, 256, 512), (2, 4, 8), (2, 3, 4, 6, 8)
     ):
-        if 4096 <= columns * depth <= 16384 and 16 << 10 <= columns * depth * stages <= 48 << 10:
+        if 4096 <= columns * depth <= 16384 and 16 << 10 <= columns * depth * stages <= 64 << 10:
             yield linear.LinearSizes(columns, depth, warps, stages)
+
+
+def rules(name: str, rows: int) -> tuple[str, ...]:
+    """Whose sizes the product of so many rows takes, once they are measured."""
+    if name in ("o", "down"):
+        return ("summed_sizes",)
+    return ("linear_sizes", "summed_sizes") if name == "qkv" and rows <= 8 else ("linear_sizes",)
 
 
 def sweep(model: str, counts: list[int], ceiling: Ceilings, ranks: Ranks) -> None:
@@ -171,19 +178,19 @@ def sweep(model: str, counts: list[int], ceiling: Ceilings, ranks: Ranks) -> Non
             least = seconds(product.calls(linear.linear), 7)
         moved = product.matrices[0].nbytes
         report(f"{model} {name}, {rows} rows, library", least, ceiling, moved=moved)
-        summed = name in ("o", "down")  # of any rows, once sizes are given
-        for sizes in grid():
-            if summed and sizes.depth < 16 * sizes.num_warps:  # of which each takes a part
+        for rule, sizes in itertools.product(rules(name, rows), grid()):
+            if rule == "summed_sizes" and sizes.depth < 16 * sizes.num_warps:  # of which each takes a part
                 continue
-            rule = "summed_sizes" if summed else "linear_sizes"
-            with patch.object(linear, rule, lambda *_, sizes=sizes, **__: sizes):
+            chosen = dict.fromkeys(("linear_sizes", "summed_sizes"), lambda *_, **__: None)
+            chosen[rule] = lambda *_, sizes=sizes, **__: sizes
+            with patch.multiple(linear, **chosen):
                 if is_right(product, sizes):
-                    taken[sizes] = seconds(product.calls(linear.linear), 7)
-        for sizes in sorted(taken, key=lambda each: taken[each])[:4]:
+                    taken[rule, sizes] = seconds(product.calls(linear.linear), 7)
+        for rule, sizes in sorted(taken, key=lambda each: taken[each])[:4]:
             outputs, inputs = product.matrices[0].shape
-            padded = max(8 if summed else 16, rows)
+            padded = max(8 if rule == "summed_sizes" else 16, rows)
             entry = {"outputs": outputs, "inputs": inputs, "rows": padded} | sizes._asdict()
-            took = taken[sizes]
+            took = taken[rule, sizes]
             print(f"  {took * 1e6:7.2f} us, {least / took:.2f}x {json.dumps(entry)}", flush=True)
 
 

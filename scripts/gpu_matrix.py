@@ -132,6 +132,9 @@ def _cases(target: Target) -> Iterator[tuple[str, Any]]:
     few, more, norm = torch.empty(16, 4096, dtype=bf16), torch.empty(32, 4096, dtype=bf16), Norm(weight, 1e-6)
     qkv, gate_up = torch.empty(6144, 4096, dtype=bf16), torch.empty(28672, 4096, dtype=bf16)
     wide, down = torch.empty(16, 14336, dtype=bf16), torch.empty(4096, 14336, dtype=bf16)
+    if linear.summed_sizes(target, (3072, 4096), 8, normed=True) is not None:
+        half = torch.empty(3072, 4096, dtype=bf16)
+        yield "q, k and v of 8 rows, one of 2 ranks", lambda: linear.linear(few[:8], half, norm=norm)
     yield "q, k and v of 16 rows", lambda: linear.linear(few, qkv, norm=norm)
     yield "gated MLP of 16 rows", lambda: linear.linear(few, gate_up, norm=norm, gate="silu")
     yield "gated MLP of 32 rows", lambda: linear.linear(more, gate_up, norm=norm, gate="silu")
@@ -193,8 +196,8 @@ def page(needs: dict[str, dict[str, Need]]) -> str:
         "",
         f"Written by `scripts/gpu_matrix.py` with Triton {triton.__version__}, which compiles without a GPU."
         " Each cell: registers a thread (AMD: vector registers), bytes a thread spills, KiB of shared memory"
-        " a program. A dash: not compiled there, because Triton cannot convert float8 on that GPU, or because"
-        " RCCL sums on AMD's.",
+        " a program. A dash: not compiled there, because Triton cannot convert float8 on that GPU, because"
+        " RCCL sums on AMD's, or because another kernel makes the product.",
         "",
         "| kernel | " + " | ".join(TARGETS) + " |",
         "|---" * (len(TARGETS) + 1) + "|",

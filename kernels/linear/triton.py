@@ -3,7 +3,7 @@
 With few rows a product is a stream of its matrix through the cores, and what stands around it - a norm, a
 gate, an addition, each with a launch of its own - costs as much as several megabytes of it. Every program
 streams some rows of the matrix; the norm's scale, one number a row of x, is found on the way and multiplied
-in at the end. Without norm and gate each warp has its own part of the sum, and reads no other's. Of many rows
+in at the end. Without a gate each warp can have its own part of the sum, and read no other's. Of many rows
 the vendor's library is faster, and their neighbours cost little beside them.
 """
 
@@ -40,7 +40,7 @@ def linear_sizes(
     every core busy. None where there are none, and where the library is faster."""
     outputs, inputs = shape
     found = measured(target, "linear", outputs=outputs, inputs=inputs, rows=rows)
-    if found:
+    if found and rows <= FEW_ROWS:
         return LinearSizes(**found)
     if rows > FEW_ROWS or (rows > 16 and outputs * inputs < 64 << 20):
         return None
@@ -62,14 +62,17 @@ def linear_sizes(
     )
 
 
-def summed_sizes(target: Target, shape: tuple[int, int], rows: int) -> LinearSizes | None:
-    """For a matrix [out, in] and up to 16 rows, without norm and gate. None where there are none."""
+def summed_sizes(
+    target: Target, shape: tuple[int, int], rows: int, *, normed: bool = False
+) -> LinearSizes | None:
+    """For a matrix [out, in] and 8, 16 or 32 rows, without gate: as measured, else of up to 16 rows; with a
+    norm as measured of 8. None where there are none."""
     outputs, inputs = shape
     found = measured(target, "linear", outputs=outputs, inputs=inputs, rows=rows)
-    if found:
+    if found and rows <= FEW_ROWS and not (normed and rows > 8):
         return LinearSizes(**found)
     columns, depth = 16, min(512, inputs & -inputs)
-    if rows > min(16, FEW_ROWS) or outputs % columns or depth < 32:
+    if normed or rows > min(16, FEW_ROWS) or outputs % columns or depth < 32:
         return None
     room = (target.shared_bytes - 1024) // (2 * (columns + rows))
     stages = min(3 if inputs > 8192 else 4, room // depth)
@@ -88,11 +91,11 @@ def linear(
     """Arguments and result as in `torch_ref.py`; all are contiguous."""
     target, rows = target_of(x.device), triton.next_power_of_2(len(x))
     shape = (weight.shape[0], weight.shape[1])
-    if norm is None and gate is None:
+    if gate is None:
         few = max(16 if target.is_amd else 8, rows)  # which its products take at least
-        sizes = summed_sizes(target, shape, few)
+        sizes = summed_sizes(target, shape, few, normed=norm is not None)
         if sizes is not None:
-            return _launch_summed(x, weight, bias, onto, few, sizes, target)
+            return _launch_summed(x, weight, bias, norm, onto, few, sizes, target)
     rows = max(16, rows)
     sizes = linear_sizes(target, shape, rows, normed=norm is not None, gated=gate is not None)
     if sizes is None:
@@ -111,16 +114,18 @@ def linear(
 
 
 def _launch_summed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, rows: int, sizes: LinearSizes,
-    target: Target,
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, onto: Tensor | None, rows: int,
+    sizes: LinearSizes, target: Target,
 ) -> Tensor:  # fmt: skip
     outputs, inputs = weight.shape
     out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device) if onto is None else onto
+    scale, eps, offset = norm or (weight, 0.0, 0.0)
     _summed[(outputs // sizes.columns,)](
-        x, weight, weight if bias is None else bias, out, len(x), OUTPUTS=outputs, INPUTS=inputs, ROWS=rows,
-        COLUMNS=sizes.columns, DEPTH=sizes.depth, WARPS=sizes.num_warps, BIAS=bias is not None,
-        ONTO=onto is not None, PRECISION="ieee", num_warps=sizes.num_warps, num_stages=sizes.num_stages,
-        **overlapped(target), **OPTIONS,
+        x, weight, weight if bias is None else bias, scale, out, len(x), eps, offset,
+        OUTPUTS=outputs, INPUTS=inputs, ROWS=rows, COLUMNS=sizes.columns, DEPTH=sizes.depth,
+        WARPS=sizes.num_warps, NORM=norm is not None, BIAS=bias is not None, ONTO=onto is not None,
+        PRECISION="ieee", num_warps=sizes.num_warps, num_stages=sizes.num_stages, **overlapped(target),
+        **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -195,9 +200,9 @@ def _linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _summed(
-    x, weight, bias, out, rows,
+    x, weight, bias, norm, out, rows, eps, offset,
     OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, WARPS: tl.constexpr, BIAS: tl.constexpr, ONTO: tl.constexpr,
+    DEPTH: tl.constexpr, WARPS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, ONTO: tl.constexpr,
     PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Some columns of the result, for all rows of x. The first axis are the warps, of which each sums up its
@@ -213,12 +218,19 @@ def _summed(
     _ask_for_beginnings(weight, column, INPUTS, OVERLAP)
     wait_for_previous(OVERLAP)
     parts = tl.zeros([WARPS, COLUMNS, ROWS], tl.float32)
+    squares = tl.zeros([WARPS, part // 8, ROWS], tl.float32)  # a thread's neighbours, which it sums up alone
     for start in range(0, INPUTS, DEPTH):
         matrix = tl.load(streams + start, eviction_policy="evict_first")
         given = tl.load(lines + start, mask=given_live, other=0.0)
+        if NORM:
+            wide = given.to(tl.float32)
+            squares += tl.sum(tl.reshape(wide * wide, [WARPS, part // 8, 8, ROWS]), 2)
+            given = (wide * (tl.load(norm + start + at).to(tl.float32) + offset)[:, :, None]).to(given.dtype)
         parts = tl.dot(matrix, given, parts, input_precision=PRECISION)
     let_next_start(OVERLAP)
     acc = tl.sum(parts, 0)
+    if NORM:
+        acc *= tl.rsqrt(tl.sum(tl.sum(squares, 0), 0) / INPUTS + eps)[None, :]
     if BIAS:
         acc += tl.load(bias + column).to(tl.float32)[:, None]
     to = out + line[None, :] * OUTPUTS + column[:, None]

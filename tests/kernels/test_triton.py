@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
         ("rope or embeddings", 21),
         ("norms or gates", 18),
         ("sums", 13),
-        ("products_of", 85),
+        ("products_of", 91),
         ("greedy or draws or rows_are", 34),
     ],
 )

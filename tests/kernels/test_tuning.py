@@ -95,3 +95,26 @@ def test_tables_hold_what_the_kernels_take() -> None:
         for entry in entries:
             assert set(entry) == case | set(sizes._fields)
         assert len({tuple(entry[name] for name in sorted(case)) for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(tuning.__file__).parent.glob("tuned/*.json")), ids=lambda path: path.stem
+)
+def test_measured_products_divide_their_matrix_and_fit(path: Path) -> None:
+    shared = Target(path.stem, 100).shared_bytes
+    for entry in json.loads(path.read_text()).get("linear", []):
+        assert entry["outputs"] % entry["columns"] == 0 and entry["inputs"] % entry["depth"] == 0
+        tile = 2 * entry["depth"] * (entry["columns"] + entry["rows"])
+        assert (entry["num_stages"] - 1) * tile < shared
+
+
+def test_few_rows_behind_a_norm_go_by_warps_where_that_was_measured() -> None:
+    target, shape = Target("sm_90", 132), (3072, 4096)
+    entry = {"outputs": 3072, "inputs": 4096, "columns": 32, "depth": 256, "num_warps": 4, "num_stages": 3}
+    with patch.object(tuning, "_table", lambda architecture: {}):
+        assert summed_sizes(target, shape, 8, normed=True) is None
+    with patch.object(tuning, "_table", lambda architecture: {"linear": [entry | {"rows": 8}]}):
+        assert summed_sizes(target, shape, 8, normed=True) == LinearSizes(32, 256, 4, 3)
+    with patch.object(tuning, "_table", lambda architecture: {"linear": [entry | {"rows": 16}]}):
+        assert summed_sizes(target, shape, 16, normed=True) is None  # it is the other kernel's
+        assert linear_sizes(target, shape, 16, normed=True, gated=False) == LinearSizes(32, 256, 4, 3)

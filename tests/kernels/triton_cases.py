@@ -454,6 +454,17 @@ def test_products_of_few_rows(rows, outputs, inputs, options):
     np.testing.assert_allclose(wide(got), want, atol=2e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 8])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_few_rows_behind_a_norm_by_warps(monkeypatch, rows, bias):
+    monkeypatch.setattr(few_rows, "summed_sizes", lambda *_, normed: LinearSizes(16, 64, 4 - 2 * bias, 2))
+    x, weight, scale, biases = draw(rows, 192), draw(48, 192), draw(192), draw(48) if bias else None
+    want = linear_reference.linear(x, weight, biases, norm=(scale, 1e-2, 1.0))
+    norm = Norm(on_device(scale), 1e-2, 1.0)
+    got = linear(on_device(x), on_device(weight), None if biases is None else on_device(biases), norm=norm)
+    np.testing.assert_allclose(wide(got), want, atol=2e-3, rtol=1e-4)
+
+
 def test_products_of_more_rows_and_of_large_matrices(monkeypatch):
     sizes = LinearSizes(64, 64, 8, 2)
     monkeypatch.setattr(few_rows, "linear_sizes", lambda *_, **__: sizes)
