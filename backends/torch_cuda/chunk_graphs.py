@@ -57,15 +57,14 @@ class ChunkGraphs:
     def __len__(self) -> int:
         return sum(len(pieces) for pieces in self._pieces.values())
 
-    def capture(self, quiet: bool = False) -> None:
+    def capture(self) -> None:
         """Capture all, the largest first, so that the smaller ones find their memory in the pool. Each runs
         once before, which loads what it needs."""
         pool = torch.cuda.graph_pool_handle()
         with aside(self._device):
             for bucket in tqdm(
-                self._buckets[::-1], desc="capturing", unit="bucket", leave=False, dynamic_ncols=True,
-                disable=quiet,
-            ):  # fmt: skip
+                self._buckets[::-1], desc="capturing", unit="bucket", leave=False, dynamic_ncols=True
+            ):
                 pieces = self._pieces[bucket]
                 for piece in pieces:
                     piece()

@@ -68,7 +68,7 @@ class TorchRunner:
         pool = choose_pool(config, info, held, weights.num_bytes, device, ranks)
         self.choices: tuple[Choice, ...] = (*choices, pool, *told)
         self.capacity = capacity_of(config, int(str(pool.value)))
-        self._device, self._quiet = device, ranks.rank > 0
+        self._device, self._ranks = device, ranks
         self._context_length = info.context_length
         self._pooling = config.embedding_pooling
         operations = operations_for(device, config.strict_kernels)
@@ -104,16 +104,19 @@ class TorchRunner:
             print(f"no decode graphs, because PyTorch runs {', '.join(twins)}", file=sys.stderr)
             return
         graphs = DecodeGraphs(self._step, self.capacity, self._device)
-        graphs.capture(self._quiet)
-        chunks = ChunkGraphs(self._step, self.capacity, self._device)
-        chunks.capture(self._quiet)
-        self._graphs, self._chunks = graphs, chunks
-        if self._quiet:
+        quiet, pieces = self._ranks.rank > 0, 0
+        graphs.capture(quiet)
+        if self._ranks.size == 1:  # of several it has not been seen on GPUs yet
+            chunks = ChunkGraphs(self._step, self.capacity, self._device)
+            chunks.capture()
+            self._chunks, pieces = chunks, len(chunks)
+        self._graphs = graphs
+        if quiet:
             return
         print(
-            f"captured {len(graphs)} graphs of decode steps and {len(chunks)} of parts of small prefill steps"
-            f" in {time.monotonic() - started:.1f} s; {free_memory(self._device) / GIB:.1f} GiB of GPU memory"
-            " stay free",
+            f"captured {len(graphs)} graphs of decode steps and {pieces} of parts of small prefill steps in"
+            f" {time.monotonic() - started:.1f} s;"
+            f" {free_memory(self._device) / GIB:.1f} GiB of GPU memory stay free",
             file=sys.stderr,
         )
 
