@@ -42,15 +42,14 @@ class ChunkGraphs:
 
     def __init__(self, step: Step, capacity: RunnerCapacity, device: torch.device) -> None:
         """Nothing is captured yet: pieces run as they are."""
-        self._decoder, self._state = step.decoder, step.state
-        self._capacity, self._device = capacity, device
-        self._buckets = chunk_buckets(capacity.max_step_tokens, self._decoder.layer_elements)
-        nobody = chunks_batch([], capacity)
-        largest = self.layout(nobody, max(self._buckets))
-        self._packed = pack_pinned(largest, nobody, device).to(device)
+        self._step, self._capacity, self._device = step, capacity, device
+        self._buckets = chunk_buckets(capacity.max_step_tokens, step.decoder.layer_elements)
+        self._nobody = chunks_batch([], capacity)
+        largest = self._padding(self._buckets[-1])
+        self._packed = pack_pinned(largest, self._nobody, device).to(device)
         batch = largest.unpack(self._packed)
-        residual = self._embed(batch)
-        q = self._decoder.queries(0, residual, batch, self._state.kv_pages)
+        residual = step.embed(batch)
+        q = step.decoder.queries(0, residual, batch, step.state.kv_pages)
         self._q, self._attended, self._hidden = q, torch.zeros_like(q.flatten(1)), torch.zeros_like(residual)
         self._pieces = {bucket: self._pieces_of(bucket) for bucket in self._buckets}
 
@@ -66,6 +65,8 @@ class ChunkGraphs:
                 self._buckets[::-1], desc="capturing", unit="bucket", leave=False, dynamic_ncols=True
             ):
                 pieces = self._pieces[bucket]
+                layout = self._padding(bucket)
+                self._keep(layout, pack_pinned(layout, self._nobody, self._device).to(self._device))
                 for piece in pieces:
                     piece()
                 torch.cuda.synchronize(self._device)
@@ -75,19 +76,21 @@ class ChunkGraphs:
         """Whether it has no more tokens than the largest bucket."""
         return batch.num_tokens <= self._buckets[-1]
 
-    def layout(self, batch: ScheduleBatch, tokens: int | None = None) -> Layout:
+    def layout(self, batch: ScheduleBatch) -> Layout:
         """Of a step that fits: as many tokens as its bucket."""
-        bucket = next(size for size in self._buckets if size >= (tokens or batch.num_tokens))
+        bucket = next(size for size in self._buckets if size >= batch.num_tokens)
         return Layout.exact(batch, self._capacity, bucket)
 
-    def run(self, layout: Layout, packed: Tensor, count: int) -> Tensor:
-        """Hidden states [count, embed] of a step packed by `layout`; overwritten by the next step."""
-        kv_pages, batch = self._state.kv_pages, layout.unpack(packed)
+    def run(self, layout: Layout, packed: Tensor, batch: ForwardBatch, count: int) -> Tensor:
+        """Hidden states [count, embed] of a step packed by `layout`, of which `batch` are the fields;
+        overwritten by the next step."""
         self._keep(layout, packed)
         *pieces, last = self._pieces[layout.tokens]
         for layer, piece in enumerate(pieces):
             piece()
-            self._attended[:count] = self._decoder.attend(layer, self._q[:count], batch, kv_pages)
+            self._attended[:count] = self._step.decoder.attend(
+                layer, self._q[:count], batch, self._step.state.kv_pages
+            )
         last()
         return self._hidden[:count]
 
@@ -96,20 +99,21 @@ class ChunkGraphs:
         words = layout.starts["cu_q_lens"]
         self._packed[:words].copy_(packed[:words])
 
-    def _embed(self, batch: ForwardBatch) -> Tensor:
-        return self._decoder.embed(batch, self._state.slots, self._state.page_tokens)
+    def _padding(self, bucket: int) -> Layout:
+        """Of a step without rows, whose tokens write to the page that nobody has."""
+        return Layout.exact(self._nobody, self._capacity, bucket)
 
     def _pieces_of(self, bucket: int) -> list[Callable[[], None]]:
         """What runs before, between and after the attentions of so many tokens."""
-        decoder, kv_pages = self._decoder, self._state.kv_pages
-        layout = self.layout(chunks_batch([], self._capacity), bucket)
+        decoder, kv_pages = self._step.decoder, self._step.state.kv_pages
+        layout = self._padding(bucket)
         batch = layout.unpack(self._packed[: layout.size()])
         q, attended, hidden = self._q[:bucket], self._attended[:bucket], self._hidden[:bucket]
         residual = hidden  # until there is one
 
         def begin() -> None:
             nonlocal residual
-            residual = self._embed(batch)
+            residual = self._step.embed(batch)
             q.copy_(decoder.queries(0, residual, batch, kv_pages))
 
         def between(layer: int) -> None:

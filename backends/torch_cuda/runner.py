@@ -139,7 +139,7 @@ class TorchRunner:
         packed = pack_pinned(layout, batch, self._device).to(self._device, non_blocking=True)
         on_device = layout.unpack(packed)
         if chunks:
-            hidden = chunks.run(layout, packed, batch.num_tokens)
+            hidden = chunks.run(layout, packed, on_device, batch.num_tokens)
         elif hidden is None:
             hidden = self._step.hidden(on_device)
         if len(batch.pooled):

@@ -21,10 +21,13 @@ class Step(NamedTuple):
     state: DeviceState
     operations: Operations
 
+    def embed(self, batch: ForwardBatch) -> Tensor:
+        """The residual stream [T, embed] before the first layer. Fills the pages' token ids."""
+        return self.decoder.embed(batch, self.state.slots, self.state.page_tokens)
+
     def hidden(self, batch: ForwardBatch) -> Tensor:
         """Hidden states [T, embed]. Fills KV pages and their token ids."""
-        residual = self.decoder.embed(batch, self.state.slots, self.state.page_tokens)
-        return self.decoder.hidden(residual, batch, self.state.kv_pages)
+        return self.decoder.hidden(self.embed(batch), batch, self.state.kv_pages)
 
     def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
         """Logits [L, vocab] at the wanted ones of the positions of hidden states [T, embed]."""

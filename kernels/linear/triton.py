@@ -38,11 +38,13 @@ def linear_sizes(
 ) -> LinearSizes | None:
     """For a matrix [out, in] and 16 or 32 rows: as measured, else tiles that divide the matrix and keep
     every core busy. None where there are none, and where the library is faster."""
+    if rows > FEW_ROWS:
+        return None
     outputs, inputs = shape
     found = measured(target, "linear", outputs=outputs, inputs=inputs, rows=rows)
-    if found and rows <= FEW_ROWS:
+    if found:
         return LinearSizes(**found)
-    if rows > FEW_ROWS or (rows > 16 and outputs * inputs < 64 << 20):
+    if rows > 16 and outputs * inputs < 64 << 20:
         return None
     columns = 64 if normed and rows > 16 else 32
     while columns > 16 and (
@@ -67,12 +69,14 @@ def summed_sizes(
 ) -> LinearSizes | None:
     """For a matrix [out, in] and 8, 16 or 32 rows, without gate: as measured, else of up to 16 rows; with a
     norm as measured of 8. None where there are none."""
+    if rows > FEW_ROWS or (normed and rows > 8):
+        return None
     outputs, inputs = shape
     found = measured(target, "linear", outputs=outputs, inputs=inputs, rows=rows)
-    if found and rows <= FEW_ROWS and not (normed and rows > 8):
+    if found:
         return LinearSizes(**found)
     columns, depth = 16, min(512, inputs & -inputs)
-    if normed or rows > min(16, FEW_ROWS) or outputs % columns or depth < 32:
+    if normed or rows > 16 or outputs % columns or depth < 32:
         return None
     room = (target.shared_bytes - 1024) // (2 * (columns + rows))
     stages = min(3 if inputs > 8192 else 4, room // depth)

@@ -58,6 +58,19 @@ def greedy_tokens(config: EngineConfig) -> list[list[int]]:
         runner.close()
 
 
+def two_ranks(folder: Path) -> tuple[Engine, RankedRunner]:
+    """Of a tiny model, with a request that waits."""
+    save_tiny_model("llama", folder)
+    config = config_of(folder, 2)
+    info = describe_model(config)
+    runner = create_runner(config, info)
+    assert isinstance(runner, RankedRunner)
+    engine = Engine(config, info, runner)
+    ids = np.arange(3, 9, dtype=np.int32)
+    engine.add_request(Request(id="0", prompt_ids=ids, params=SamplingParams(max_new_tokens=4)))
+    return engine, runner
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tp_size"), [("llama-biased", 4), ("gemma3", 2)])
 def test_ranks_say_what_one_says(name: str, tp_size: int, tmp_path: Path) -> None:
@@ -69,19 +82,12 @@ def test_ranks_say_what_one_says(name: str, tp_size: int, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_step_that_fails_on_one_rank_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other waits for its part of a sum, and would for ever."""
-    save_tiny_model("llama", tmp_path)
-    config = config_of(tmp_path, 2)
-    info = describe_model(config)
-    runner = create_runner(config, info)
-    assert isinstance(runner, RankedRunner)
-    engine = Engine(config, info, runner)
+    engine, runner = two_ranks(tmp_path)
 
     def fails(batches: object) -> None:
         raise MemoryError("no room")
 
     monkeypatch.setattr(runner._own, "forward", fails)
-    ids = np.arange(3, 9, dtype=np.int32)
-    engine.add_request(Request(id="0", prompt_ids=ids, params=SamplingParams(max_new_tokens=4)))
     with pytest.raises(
         EngineDeadError, match="a step failed on rank 0 and cannot end on the others: no room"
     ):
@@ -91,23 +97,16 @@ def test_a_step_that_fails_on_one_rank_is_the_last(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 def test_a_dead_rank_is_noticed(tmp_path: Path) -> None:
-    save_tiny_model("llama", tmp_path)
-    config = config_of(tmp_path, 2)
-    info = describe_model(config)
-    runner = create_runner(config, info)
-    assert isinstance(runner, RankedRunner)
-    engine = Engine(config, info, runner)
+    engine, runner = two_ranks(tmp_path)
     other = runner._others[0].process
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    ids = np.arange(3, 9, dtype=np.int32)
-    engine.add_request(Request(id="0", prompt_ids=ids, params=SamplingParams(max_new_tokens=4)))
     for notices in (engine.step, runner.check, runner.warmup):
         with pytest.raises(EngineDeadError, match="rank 1 ended with status -9"):
             notices()
     runner.close()
     if not torch.cuda.is_available():  # a GPU may wait for the dead rank until its process ends
-        assert greedy_tokens(config) == greedy_tokens(config_of(tmp_path, 1))
+        assert greedy_tokens(config_of(tmp_path, 2)) == greedy_tokens(config_of(tmp_path, 1))
 
 
 def test_a_rank_that_dies_as_it_is_told_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
